@@ -1,2 +1,4 @@
 //! Placeholder.
+pub mod nic;
+pub mod region;
 pub mod units;
