@@ -1,2 +1,109 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask`: sets a machine up, tests and checks moonrail, and boots the RDMA lab.
+
+mod check;
+mod demo;
+mod error;
+mod lab;
+mod process;
+mod setup;
+mod test;
+mod workspace;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Sets up, tests, checks and shows moonrail")]
+struct Cli {
+    #[command(subcommand)]
+    activity: Activity,
+}
+
+#[derive(Subcommand)]
+enum Activity {
+    /// Install the Debian packages that the build and the tests need, and only those that are missing
+    Setup,
+    /// Run the tests, all parts or only the named ones
+    Test {
+        /// Parts to run, in the order build, check, host, sim, lab
+        #[arg(value_enum)]
+        parts: Vec<test::Part>,
+    },
+    /// Format, lints, the direction of dependencies, where unsafe code may live, the top level of the repository
+    Check,
+    /// Show moonrail moving bytes between two lab nodes over two NICs each, step by step
+    Demo,
+    /// Run a command on virtual nodes with Soft-RoCE NICs; without a command, open a shell on node 0
+    Lab(LabArgs),
+}
+
+#[derive(Args)]
+struct LabArgs {
+    /// Nodes to boot
+    #[arg(short, long, default_value_t = 2)]
+    nodes: u32,
+    /// RDMA NICs of each node
+    #[arg(short = 'm', long, default_value_t = 2)]
+    nics: u32,
+    /// Virtual processors of each node
+    #[arg(long, default_value_t = 2)]
+    cpus: u32,
+    /// Memory of each node in MiB
+    #[arg(long, default_value_t = 2048)]
+    mem: u32,
+    /// Seconds the command may take, counted from when all nodes are up; a shell has no limit
+    #[arg(long, default_value_t = 300)]
+    limit: u64,
+    /// One network per NIC instead of one for all: the cross rails connect, then carry nothing
+    #[arg(long)]
+    split: bool,
+    /// Keep the logs, and the folder the nodes share, in this folder
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Keep the logs of a successful run too
+    #[arg(long)]
+    keep: bool,
+    /// The command, run on every node from the current folder
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+impl LabArgs {
+    fn topology(&self) -> lab::Topology {
+        let Self { nodes, nics, cpus, mem, split, .. } = *self;
+        lab::Topology { nodes, nics, cpus, mem_mib: mem, split }
+    }
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().activity {
+        Activity::Setup => setup::run(),
+        Activity::Test { parts } => test::run(&parts),
+        Activity::Check => check::run(),
+        Activity::Demo => demo::run(),
+        Activity::Lab(args) => run_lab(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_lab(args: LabArgs) -> error::Result<()> {
+    setup::require()?;
+    let topology = args.topology();
+    if args.command.is_empty() {
+        return lab::shell(topology, args.out);
+    }
+    let mut plan = lab::Plan::new("lab", topology, args.command);
+    plan.limit = std::time::Duration::from_secs(args.limit);
+    plan.out = args.out;
+    plan.keep = args.keep;
+    plan.show = lab::Show::Live;
+    lab::run(&plan).map(|_| ())
+}
