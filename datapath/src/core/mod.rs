@@ -1,0 +1,3 @@
+//! One polling core.
+
+pub mod port;

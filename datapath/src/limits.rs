@@ -1,0 +1,91 @@
+//! Every depth and batch size of the datapath, with its reason and its relation to the others.
+
+use crate::units::Nanos;
+
+/// Send-queue entries per queue pair: the reference engine's value, so that both ends of a rail ask devices for the same.
+pub const SQ_DEPTH: u32 = 256;
+
+/// One work request in this many asks for a completion, which also retires the unsignalled ones before it.
+pub const SIGNAL_EVERY: u32 = 32;
+
+/// Longest chain posted with one doorbell.
+pub const CHAIN_MAX: usize = 64;
+
+/// Completions taken from one queue in one call.
+pub const POLL_BATCH: usize = 64;
+
+/// Polls of one NIC's queue in one turn at the most, so that a flood on one NIC does not starve the others.
+pub const POLLS_PER_TURN: usize = 4;
+
+/// Completion-queue entries per core and NIC where the device allows: what a stock node asks for.
+pub const CQ_DEPTH: u32 = 4096;
+
+/// Queue pairs one rail may have; MC_NUM_QP_PER_EP beyond it is refused by the builder.
+pub const QPS_PER_RAIL_MAX: usize = 8;
+
+/// Queue-pair slots per core: `wr_id` gives them 16 bits, and each needs at most one incident and one drained event.
+pub const QP_SLOTS: usize = 4096;
+
+/// Works one core keeps at once; more stay in its ring.
+pub const ACTIVE_WORKS: usize = 4096;
+
+/// Entries of a core's work ring. A full ring makes submit answer *busy*.
+pub const WORK_RING: usize = 4096;
+
+/// Entries of a core's command ring: every queue pair adopted and retired at once.
+pub const COMMAND_RING: usize = 2 * QP_SLOTS;
+
+/// Entries of a core's event ring: a first error and a drained queue pair for each slot can never be refused, and
+/// every active work can be reported finished.
+pub const EVENT_RING: usize = 2 * QP_SLOTS + ACTIVE_WORKS;
+
+/// Bytes of one slice unless MC_SLICE_SIZE says otherwise (the reference engine's value).
+pub const SLICE_SIZE: u32 = 65_536;
+
+/// A remainder up to this many bytes beyond a slice is not cut off (the reference engine's fragment limit).
+pub const FRAGMENT_LIMIT: u32 = 16_384;
+
+/// Times a slice is posted at the most, whatever sent it back.
+pub const POSTS_MAX: u8 = 16;
+
+/// Retries of a slice after failures that were its own (MC_RETRY_CNT), flushes not counted.
+pub const RETRIES: u8 = 9;
+
+/// In-flight bytes a rail may always have: eight slices, so that a quarter of it still is two signalled runs of 4 KiB.
+pub const CAP_FLOOR: u64 = 8 * SLICE_SIZE as u64;
+
+/// In-flight bytes a rail never exceeds: a 400 Gb/s port with 80 us of delay.
+pub const CAP_CEILING: u64 = 4 << 20;
+
+/// Works below this size go before larger ones on each peer's queue.
+pub const SMALL_WORK: u64 = 64 << 10;
+
+/// Bytes a large Work may claim before the next large Work of the same peer has its turn.
+pub const QUANTUM: u64 = 256 << 10;
+
+/// How often a core looks at deadlines, parked Works and counters.
+pub const WATCH_PERIOD: Nanos = Nanos::from_millis(1);
+
+/// A queue pair in ERR that has not given back everything after this is destroyed; that is then the outcome.
+pub const DRAIN_LIMIT: Nanos = Nanos::from_secs(5);
+
+/// A core asks control for a rail to the same peer at most this often.
+pub const WANT_PERIOD: Nanos = Nanos::from_millis(50);
+
+/// Default deadline of a batch (MC_TRANSFER_TIMEOUT), plus 1 ns per byte.
+pub const DEFAULT_DEADLINE: Nanos = Nanos::from_secs(30);
+
+/// ACK timeout code of our queue pairs: 4.096 us × 2^14 = 67 ms.
+pub const ACK_TIMEOUT: u8 = 14;
+
+/// Transport retries of our queue pairs. 7 means *for ever* on Soft-RoCE, so it is 6, towards stock peers too.
+pub const RETRY_CNT: u8 = 6;
+
+const _: () = assert!(SQ_DEPTH >= 2 * SIGNAL_EVERY, "an unsignalled run must never fill the send queue");
+const _: () = assert!(CHAIN_MAX as u32 <= SQ_DEPTH, "a chain must fit an empty send queue");
+const _: () = assert!(
+    CAP_FLOOR / 4 >= SIGNAL_EVERY as u64 * 4096,
+    "the byte rule must not signal 4 KiB requests more often than the count"
+);
+const _: () = assert!(CAP_FLOOR <= CAP_CEILING);
+const _: () = assert!(QP_SLOTS <= u16::MAX as usize + 1, "a slot has 16 bits in wr_id");

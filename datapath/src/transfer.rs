@@ -1,0 +1,88 @@
+//! A transfer and the peer memory it reaches: checked at the edge, trusted after.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::slice::Extent;
+use crate::units::{CoreId, PeerId, PeerNicId, Rkey};
+
+/// A peer as submitters and cores share it. Control makes it and keeps it for the engine's life.
+#[derive(Debug)]
+pub struct Peer {
+    id: PeerId,
+    name: String,
+    /// Bit per core that has a usable rail to this peer. Written by the cores, read by submitters.
+    routes: AtomicU64,
+}
+
+impl Peer {
+    /// A peer that no core has a rail to yet.
+    pub fn new(id: PeerId, name: String) -> Arc<Self> {
+        Arc::new(Self { id, name, routes: AtomicU64::new(0) })
+    }
+
+    /// Its number.
+    pub fn id(&self) -> PeerId {
+        self.id
+    }
+
+    /// Its segment name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Cores that have a usable rail, bit 0 for core 0.
+    pub fn routes(&self) -> u64 {
+        self.routes.load(Ordering::Relaxed)
+    }
+
+    /// Called by `core` alone when it gains its first usable rail to this peer or loses its last.
+    pub fn set_route(&self, core: CoreId, usable: bool) {
+        let bit = 1u64 << core.0;
+        if usable {
+            self.routes.fetch_or(bit, Ordering::Relaxed);
+        } else {
+            self.routes.fetch_and(!bit, Ordering::Relaxed);
+        }
+    }
+}
+
+/// One buffer a peer published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteBuffer {
+    /// Address and length in the peer.
+    pub extent: Extent,
+    /// By [`PeerNicId`]; `None` where the peer's NIC did not register it. Empty: not reachable from outside.
+    pub rkeys: Box<[Option<Rkey>]>,
+    /// The peer's name for the place: `cpu:0`, …
+    pub location: String,
+}
+
+/// The buffers of a peer as one descriptor told them, in address order. A newer descriptor is another value.
+#[derive(Debug)]
+pub struct RemoteBuffers {
+    /// Whose.
+    pub peer: Arc<Peer>,
+    /// Sorted by address, without overlap.
+    pub buffers: Box<[RemoteBuffer]>,
+}
+
+impl RemoteBuffers {
+    /// Sorts and keeps the buffers of `peer`.
+    pub fn new(peer: Arc<Peer>, mut buffers: Vec<RemoteBuffer>) -> Self {
+        buffers.sort_by_key(|b| b.extent.addr);
+        Self { peer, buffers: buffers.into_boxed_slice() }
+    }
+
+    /// Place and extent of the buffer that holds `addr`, for [`crate::slice::tile`].
+    pub fn find(&self, addr: u64) -> Option<(u32, Extent)> {
+        let index = self.buffers.partition_point(|b| b.extent.addr <= addr).checked_sub(1)?;
+        let extent = self.buffers[index].extent;
+        (addr - extent.addr < extent.len).then_some((index as u32, extent))
+    }
+
+    /// The key of buffer `index` on a NIC of the peer.
+    pub fn rkey(&self, index: u32, nic: PeerNicId) -> Option<Rkey> {
+        *self.buffers.get(index as usize)?.rkeys.get(usize::from(nic.0))?
+    }
+}
