@@ -1,2 +1,4 @@
 //! Placeholder.
+pub mod gid;
+pub mod metadata;
 pub mod wire;

@@ -1,0 +1,17 @@
+//! Who is where, and what memory they offer: the segments of a cluster and the store that holds them.
+//!
+//! Pure parts ([`keys`], [`descriptor`], [`matrix`], [`uri`], [`peer`]) say what is written under which key; the store
+//! clients ([`store`] and the three behind it) move it. A cluster without a store asks each peer itself ([`peer`]).
+
+pub mod descriptor;
+mod hash_order;
+pub mod keys;
+pub mod matrix;
+pub mod rpc_meta;
+pub mod uri;
+
+pub use descriptor::{BufferEntry, DescriptorError, DeviceEntry, Protocol, SegmentDescriptor};
+pub use keys::{Entry, KeySpace};
+pub use matrix::{MatrixError, NicPreference, PriorityMatrix};
+pub use rpc_meta::RpcMeta;
+pub use uri::{MetadataUri, StoreUri, UriError};
