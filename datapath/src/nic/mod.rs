@@ -5,6 +5,7 @@
 //! Dispatch is dynamic and happens once per chain and once per NIC and turn, never per slice.
 
 pub mod qp;
+pub mod verbs;
 
 use std::any::Any;
 use std::io;

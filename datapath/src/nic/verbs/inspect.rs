@@ -1,0 +1,222 @@
+//! Every RDMA device of the machine with all that can be learned of it, for `moonrail nics`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::device::{Context, Device, DeviceList};
+use super::library::{self, LibraryMissing};
+use super::sysfs::Sysfs;
+use crate::nic::{DeviceInfo, GidEntry, PortInfo};
+use crate::units::PortNum;
+
+/// One RDMA device.
+#[derive(Clone, Debug)]
+pub struct DeviceSummary {
+    /// Name, place and limits; the limits are 0 when there is a `problem`.
+    pub info: DeviceInfo,
+    /// Its ports, in order.
+    pub ports: Vec<PortSummary>,
+    /// Why programs cannot use it, here and now; what else stands here then comes from sysfs.
+    pub problem: Option<AccessProblem>,
+}
+
+/// One port.
+#[derive(Clone, Debug)]
+pub struct PortSummary {
+    /// State, rate, MTUs; the MTUs are unknown when the device could not be opened.
+    pub info: PortInfo,
+    /// The GID table without its empty slots.
+    pub gids: Vec<GidEntry>,
+}
+
+/// Why a device that exists cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AccessProblem {
+    /// The kernel has the device, but offers it to no program.
+    #[error("the kernel does not offer it to programs: load the module (modprobe ib_uverbs)")]
+    NoUverbs,
+    /// libibverbs has no driver for the device.
+    #[error("libibverbs has no provider for it: install ibverbs-providers (Debian, Ubuntu) or rdma-core's providers")]
+    NoProvider,
+    /// The character device is missing.
+    #[error("{} does not exist: in a container pass it in (--device=/dev/infiniband), else check udev", path.display())]
+    NoCharacterDevice {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// The character device may not be opened.
+    #[error("{} may not be opened: give this user read and write permission on it", path.display())]
+    PermissionDenied {
+        /// The character device.
+        path: PathBuf,
+    },
+    /// Something else; often the memlock limit (ENOMEM) or a device being reset (EIO).
+    #[error("{}", io::Error::from_raw_os_error(*errno))]
+    Other {
+        /// errno of ibv_open_device, or of the first query after it.
+        errno: i32,
+    },
+}
+
+impl AccessProblem {
+    /// Reads what ibv_open_device(3) left in errno.
+    pub(super) fn from_open(sysfs: &Sysfs, device: &str, error: &io::Error) -> Self {
+        let Some(uverbs) = sysfs.uverbs(device) else { return Self::NoUverbs };
+        let path = Path::new("/dev/infiniband").join(uverbs);
+        // libibverbs tries two ways to open it and keeps the errno of either: ask the file itself.
+        let found = std::fs::OpenOptions::new().read(true).write(true).open(&path);
+        match (found.err().map(|e| e.kind()), error.kind()) {
+            (Some(io::ErrorKind::NotFound), _) => Self::NoCharacterDevice { path },
+            (Some(io::ErrorKind::PermissionDenied), _) | (_, io::ErrorKind::PermissionDenied) => {
+                Self::PermissionDenied { path }
+            }
+            _ => Self::Other { errno: error.raw_os_error().unwrap_or(libc::EIO) },
+        }
+    }
+}
+
+/// Why there is nothing to list.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ListError {
+    /// libibverbs is not installed.
+    #[error(transparent)]
+    LibraryMissing(#[from] LibraryMissing),
+    /// Neither the kernel nor libibverbs shows any device.
+    #[error("this machine has no RDMA device: {}", next_step(*kernel_support, *uverbs_loaded))]
+    NoDevice {
+        /// Whether the kernel has RDMA support loaded (/sys/class/infiniband).
+        kernel_support: bool,
+        /// Whether it offers devices to programs (module ib_uverbs).
+        uverbs_loaded: bool,
+    },
+    /// ibv_get_device_list(3) failed.
+    #[error("libibverbs could not list the RDMA devices: {source}")]
+    Refused {
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+fn next_step(kernel_support: bool, uverbs_loaded: bool) -> &'static str {
+    match (kernel_support, uverbs_loaded) {
+        (false, _) => {
+            "the kernel has no RDMA support loaded (no /sys/class/infiniband): load the NIC's driver (mlx5_ib, …), or \
+             rdma_rxe for Soft-RoCE"
+        }
+        (true, false) => "the kernel supports RDMA, but ib_uverbs is not loaded (modprobe ib_uverbs)",
+        (true, true) => {
+            "the kernel supports RDMA, but no driver shows a device: load the NIC's driver (mlx5_ib, …), or add a \
+             Soft-RoCE device (rdma link add rxe0 type rxe netdev eth0)"
+        }
+    }
+}
+
+/// Lists every RDMA device, those that cannot be opened included, with the reason. Opens each for a moment.
+///
+/// # Errors
+/// Only when there is nothing to list.
+pub fn list() -> Result<Vec<DeviceSummary>, ListError> {
+    let sysfs = Sysfs::system();
+    library::require()?;
+    let devices = DeviceList::get().map_err(|source| ListError::Refused { source })?;
+    let mut found: Vec<_> = devices.iter().map(|device| through_verbs(&device, &sysfs)).collect();
+    for name in sysfs.devices() {
+        if !found.iter().any(|d| d.info.name == name) {
+            let problem =
+                if sysfs.uverbs(&name).is_some() { AccessProblem::NoProvider } else { AccessProblem::NoUverbs };
+            found.push(through_sysfs(&name, &sysfs, problem));
+        }
+    }
+    if found.is_empty() {
+        return Err(no_device(&sysfs));
+    }
+    found.sort_by(|a, b| a.info.name.cmp(&b.info.name));
+    Ok(found)
+}
+
+fn no_device(sysfs: &Sysfs) -> ListError {
+    ListError::NoDevice { kernel_support: sysfs.has_class(), uverbs_loaded: sysfs.has_module("ib_uverbs") }
+}
+
+fn through_verbs(device: &Device<'_>, sysfs: &Sysfs) -> DeviceSummary {
+    let name = device.name();
+    let context = match Context::open(device) {
+        Ok(context) => context,
+        Err(error) => return through_sysfs(&name, sysfs, AccessProblem::from_open(sysfs, &name, &error)),
+    };
+    opened(&context, sysfs).unwrap_or_else(|error| {
+        through_sysfs(&name, sysfs, AccessProblem::Other { errno: error.raw_os_error().unwrap_or(libc::EIO) })
+    })
+}
+
+fn opened(context: &Context, sysfs: &Sysfs) -> io::Result<DeviceSummary> {
+    let info = context.device_info(sysfs)?;
+    let port = |number| {
+        let port = PortNum(number);
+        Ok(PortSummary { info: context.query_port(port)?, gids: context.gids(port, sysfs)? })
+    };
+    let ports = (1..=info.ports).map(port).collect::<io::Result<_>>()?;
+    Ok(DeviceSummary { info, ports, problem: None })
+}
+
+fn through_sysfs(name: &str, sysfs: &Sysfs, problem: AccessProblem) -> DeviceSummary {
+    let port = |port| PortSummary { info: sysfs.port(name, port), gids: sysfs.gids(name, port).unwrap_or_default() };
+    DeviceSummary {
+        info: sysfs.device_info(name),
+        ports: sysfs.ports(name).into_iter().map(port).collect(),
+        problem: Some(problem),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sysfs::tests::FakeSysfs;
+    use super::*;
+
+    #[test]
+    fn a_device_that_cannot_be_opened_is_shown_with_what_sysfs_knows() {
+        let tree = FakeSysfs::new();
+        tree.port("mlx5_0", 1, ["4: ACTIVE", "5: LinkUp", "25 Gb/sec (1X EDR)", "0x0", "Ethernet"]).gid(
+            "mlx5_0",
+            0,
+            "fe80:0000:0000:0000:0000:0000:0000:0001",
+            Some(("RoCE v2", "ens1")),
+        );
+        let summary = through_sysfs("mlx5_0", &tree.sysfs(), AccessProblem::NoUverbs);
+        assert_eq!(summary.info.max_qp, 0);
+        assert_eq!((summary.ports.len(), summary.ports[0].gids.len()), (1, 1));
+        assert_eq!(summary.ports[0].info.rate_mbps, Some(25_000));
+        assert!(summary.problem.unwrap().to_string().contains("modprobe ib_uverbs"));
+    }
+
+    #[test]
+    fn each_reason_names_its_next_step() {
+        let tree = FakeSysfs::new();
+        let denied = io::Error::from_raw_os_error(libc::EACCES);
+        assert_eq!(AccessProblem::from_open(&tree.sysfs(), "rxe0", &denied), AccessProblem::NoUverbs);
+        tree.file("class/infiniband_verbs/uverbs987/ibdev", "rxe0");
+        let problem = AccessProblem::from_open(&tree.sysfs(), "rxe0", &denied);
+        assert_eq!(problem, AccessProblem::NoCharacterDevice { path: "/dev/infiniband/uverbs987".into() });
+        assert!(problem.to_string().contains("--device=/dev/infiniband"), "{problem}");
+    }
+
+    #[test]
+    fn a_machine_without_rdma_is_told_what_is_missing() {
+        let tree = FakeSysfs::new();
+        assert!(no_device(&tree.sysfs()).to_string().contains("no /sys/class/infiniband"));
+        tree.file("class/infiniband/.keep", "");
+        assert!(no_device(&tree.sysfs()).to_string().contains("modprobe ib_uverbs"));
+        tree.file("module/ib_uverbs/refcnt", "0");
+        assert!(no_device(&tree.sysfs()).to_string().contains("rdma link add"));
+    }
+
+    #[test]
+    fn listing_never_panics_whatever_the_machine() {
+        match list() {
+            Ok(devices) => assert!(!devices.is_empty()),
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    }
+}
