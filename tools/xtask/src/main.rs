@@ -98,7 +98,7 @@ fn run_lab(args: LabArgs) -> error::Result<()> {
     setup::require()?;
     let topology = args.topology();
     if args.command.is_empty() {
-        return lab::shell(topology, args.out);
+        return lab::shell(topology, args.out.as_deref());
     }
     let mut plan = lab::Plan::new("lab", topology, args.command);
     plan.limit = std::time::Duration::from_secs(args.limit);

@@ -49,6 +49,77 @@ pub(crate) fn metadata() -> Result<Value> {
     })
 }
 
+/// The feature that brings in tests which run on lab nodes only.
+const LAB_FEATURE: &str = "lab";
+
+/// `--features` that select every crate's lab tests. All calls of cargo use them, so nothing is compiled twice.
+pub(crate) fn lab_features() -> Result<Vec<String>> {
+    Ok(features_in(&metadata()?))
+}
+
+fn features_in(metadata: &Value) -> Vec<String> {
+    let packages = list(&metadata["packages"]);
+    let with_lab = packages.filter(|package| package["features"].get(LAB_FEATURE).is_some());
+    let names: Vec<String> =
+        with_lab.filter_map(|package| Some(format!("{}/{LAB_FEATURE}", package["name"].as_str()?))).collect();
+    if names.is_empty() { Vec::new() } else { vec!["--features".to_owned(), names.join(",")] }
+}
+
+/// An integration test of a crate.
+#[derive(Debug)]
+pub(crate) struct TestTarget {
+    pub(crate) name: String,
+    pub(crate) source: PathBuf,
+    /// The folder of its crate, where cargo would run it.
+    pub(crate) folder: PathBuf,
+    pub(crate) needs_lab: bool,
+}
+
+impl TestTarget {
+    /// Nodes and NICs per node, for a lab test called `lab_<nodes>x<nics>` or `lab_<nodes>x<nics>_<anything>`.
+    pub(crate) fn lab_topology(&self) -> Option<(u32, u32)> {
+        let topology = self.name.strip_prefix("lab_").filter(|_| self.needs_lab)?;
+        let (nodes, nics) = topology.split('_').next()?.split_once('x')?;
+        Some((nodes.parse().ok()?, nics.parse().ok()?))
+    }
+}
+
+/// Every integration test of the workspace, by name.
+pub(crate) fn test_targets() -> Result<Vec<TestTarget>> {
+    let targets = test_targets_in(&metadata()?);
+    // A misnamed lab test would never run anywhere.
+    match targets.iter().find(|target| target.needs_lab && target.lab_topology().is_none()) {
+        Some(target) => Err(Error::new(
+            format!("{} needs the lab, but its name does not say how many nodes and NICs", target.source.display()),
+            "name it lab_<nodes>x<nics> or lab_<nodes>x<nics>_<anything>",
+        )),
+        None => Ok(targets),
+    }
+}
+
+fn test_targets_in(metadata: &Value) -> Vec<TestTarget> {
+    let mut targets: Vec<TestTarget> = list(&metadata["packages"])
+        .flat_map(|package| {
+            let manifest = Path::new(package["manifest_path"].as_str().unwrap_or_default());
+            let folder = manifest.parent().unwrap_or(manifest).to_path_buf();
+            let tests = list(&package["targets"]).filter(|target| target["kind"][0] == "test");
+            tests.map(move |target| TestTarget {
+                name: target["name"].as_str().unwrap_or_default().to_owned(),
+                source: target["src_path"].as_str().unwrap_or_default().into(),
+                folder: folder.clone(),
+                needs_lab: list(&target["required-features"]).any(|feature| feature == LAB_FEATURE),
+            })
+        })
+        .collect();
+    targets.sort_by(|a, b| (&a.name, &a.source).cmp(&(&b.name, &b.source)));
+    targets
+}
+
+/// The elements of a JSON array; none when it is something else.
+pub(crate) fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,5 +135,28 @@ mod tests {
         assert!(!set_by_cargo_run("CARGO_HOME"));
         assert!(!set_by_cargo_run("CARGO_TARGET_DIR"));
         assert!(set_by_cargo_run("CARGO_PKG_NAME"));
+    }
+
+    fn example() -> Value {
+        serde_json::json!({"packages": [
+            {"name": "a", "manifest_path": "/r/a/Cargo.toml", "features": {"lab": []}, "targets": [
+                {"kind": ["test"], "name": "lab_3x1_all", "src_path": "/r/a/tests/lab_3x1_all.rs", "required-features": ["lab"]},
+                {"kind": ["lib"], "name": "a", "src_path": "/r/a/src/lib.rs"},
+                {"kind": ["test"], "name": "api", "src_path": "/r/a/tests/api.rs"}]},
+            {"name": "b", "manifest_path": "/r/b/Cargo.toml", "features": {}, "targets": []}]})
+    }
+
+    #[test]
+    fn the_name_of_a_lab_test_is_its_topology() {
+        let targets = test_targets_in(&example());
+        let seen: Vec<_> = targets.iter().map(|t| (t.name.as_str(), t.lab_topology())).collect();
+        assert_eq!(seen, [("api", None), ("lab_3x1_all", Some((3, 1)))]);
+        assert_eq!(targets[0].folder, Path::new("/r/a"));
+    }
+
+    #[test]
+    fn lab_features_are_those_that_exist() {
+        assert_eq!(features_in(&example()), ["--features", "a/lab"]);
+        assert!(features_in(&serde_json::json!({"packages": []})).is_empty());
     }
 }

@@ -15,7 +15,7 @@ mod node;
 mod script;
 mod watch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -70,8 +70,10 @@ pub(crate) struct Plan {
     /// Part of the name of the folder with the logs.
     pub(crate) label: String,
     pub(crate) topology: Topology,
-    /// Program and arguments, run on every node from the current folder.
+    /// Program and arguments, run on every node.
     pub(crate) command: Vec<String>,
+    /// The folder to run it in; the current one if none is named.
+    pub(crate) from: Option<PathBuf>,
     /// Set in the nodes, beside NODE, NODES, NICS and MOONRAIL_LAB.
     pub(crate) env: Vec<(String, String)>,
     /// How long the command may take once all nodes are up.
@@ -89,6 +91,7 @@ impl Plan {
             label: label.to_owned(),
             topology,
             command,
+            from: None,
             env: Vec::new(),
             limit: Duration::from_secs(300),
             out: None,
@@ -112,10 +115,10 @@ pub(crate) fn run(plan: &Plan) -> Result<Logs> {
 }
 
 /// Boots the nodes and gives the terminal to a shell on node 0; the others stand by.
-pub(crate) fn shell(topology: Topology, out: Option<PathBuf>) -> Result<()> {
+pub(crate) fn shell(topology: Topology, out: Option<&Path>) -> Result<()> {
     topology.check()?;
     let image = image::prepare()?;
-    let folder = folder::RunFolder::create("shell", out.as_deref(), topology.nodes)?;
+    let folder = folder::RunFolder::create("shell", out, topology.nodes)?;
     script::write_shell(&folder)?;
     let ended = watch::shell(topology, &image, &folder);
     folder.finish(ended, false)

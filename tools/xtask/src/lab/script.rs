@@ -1,6 +1,7 @@
 //! `/lab/command`: what a node runs, with the folder and the environment of whoever started the lab.
 
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Plan;
@@ -13,7 +14,10 @@ const PASSED_ON: &[&str] = &["MC_", "MOONRAIL_", "RUST_"];
 
 /// Writes the command of a plan.
 pub(super) fn write(folder: &RunFolder, plan: &Plan) -> Result<()> {
-    let here = std::env::current_dir().at("find", std::path::Path::new("."))?;
+    let here = match &plan.from {
+        Some(folder) => folder.clone(),
+        None => current_folder()?,
+    };
     let mut text = preamble(&here.to_string_lossy());
     for (key, value) in &plan.env {
         let _ = writeln!(text, "export {key}={}", quoted(value));
@@ -25,8 +29,7 @@ pub(super) fn write(folder: &RunFolder, plan: &Plan) -> Result<()> {
 
 /// Writes the command of an interactive run: a shell on node 0, nothing elsewhere.
 pub(super) fn write_shell(folder: &RunFolder) -> Result<()> {
-    let here = std::env::current_dir().at("find", std::path::Path::new("."))?;
-    let mut text = preamble(&here.to_string_lossy());
+    let mut text = preamble(&current_folder()?.to_string_lossy());
     text.push_str("[ \"$NODE\" = 0 ] || exec sleep infinity\n");
     text.push_str("echo \"node 0 of $NODES; exit, or Ctrl-D, ends the lab\"\n");
     text.push_str("exec bash -i\n");
@@ -45,6 +48,10 @@ fn terminal() -> String {
         let _ = writeln!(text, "stty rows {rows} columns {columns} < /dev/ttyS0");
     }
     text
+}
+
+fn current_folder() -> Result<PathBuf> {
+    std::env::current_dir().at("find", Path::new("."))
 }
 
 fn preamble(here: &str) -> String {
