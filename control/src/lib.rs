@@ -1,4 +1,15 @@
-//! Placeholder.
+//! moonrail's control thread.
+
+pub mod config;
+pub mod error;
 pub mod gid;
+pub mod handle;
 pub mod metadata;
 pub mod wire;
+
+pub use config::{
+    Clock, ControlConfig, ControlNic, CoreLink, HandshakeOptions, LogLevel, LogRecord, LogSink, PortChoice,
+    RailOptions, StoreOptions, TlsOptions,
+};
+pub use error::{ControlError, DialError, NotifyError, OpenError, PublishError, StartError};
+pub use handle::{Control, Incident, Notification, RailReport, RailState, RemoteSegment, start};

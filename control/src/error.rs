@@ -1,0 +1,306 @@
+//! What can go wrong, one enum per operation. Each sentence names the cause and what to do next.
+
+use std::io;
+
+use moonrail_datapath::nic::PortState;
+use moonrail_datapath::units::PortNum;
+
+use crate::metadata::DescriptorError;
+
+/// The control thread could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The name cannot be used.
+    #[error("the name {name:?} cannot be used: {why}")]
+    Name {
+        /// What was given.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The fixed port is taken.
+    #[error(
+        "bind (port {port}): Address already in use; stop the process that listens there (`ss -ltnp`) or choose another port"
+    )]
+    AddressInUse {
+        /// The port.
+        port: u16,
+    },
+    /// Every port of the range is taken.
+    #[error(
+        "no free port between {first} and {last}: widen MC_MIN_RPC_PORT to MC_MAX_RPC_PORT, or stop what listens there (`ss -ltnp`)"
+    )]
+    NoFreePort {
+        /// First of the range.
+        first: u16,
+        /// Last of the range.
+        last: u16,
+    },
+    /// The system refused the listening socket for another reason.
+    #[error("cannot listen for peers on port {port}: {source}")]
+    Listen {
+        /// The port; 0 before one was chosen.
+        port: u16,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Peers elsewhere cannot reach what we would publish.
+    #[error(
+        "{host} is a loopback address, peers on other machines cannot reach it: give this machine's LAN address or a name \
+         that resolves to it (name of the engine, or MC_TCP_BIND_ADDRESS)"
+    )]
+    Loopback {
+        /// The host that would be published.
+        host: String,
+    },
+    /// The address is not one of this machine's.
+    #[error(
+        "{host} is not an address of this machine ({own}): give one of its own (name of the engine, or MC_TCP_BIND_ADDRESS)"
+    )]
+    ForeignAddress {
+        /// The host that would be published.
+        host: String,
+        /// What this machine has.
+        own: String,
+    },
+    /// No address to publish was found.
+    #[error(
+        "this machine has no network interface that is up besides loopback: bring one up, or set MC_TCP_BIND_ADDRESS"
+    )]
+    NoAddress,
+    /// The store cannot be used.
+    #[error("metadata {at}: {why}")]
+    Metadata {
+        /// The store.
+        at: String,
+        /// What it, or the way to it, said, and what to do.
+        why: String,
+    },
+    /// No NIC of this engine has an active port.
+    #[error(
+        "Device {device} port not active: port {port} is {state:?}; check cable and driver (`rdma link`, `ibv_devinfo`), \
+         or choose another port with MC_IB_PORT"
+    )]
+    PortNotActive {
+        /// The device.
+        device: String,
+        /// Its port.
+        port: PortNum,
+        /// The state it is in.
+        state: PortState,
+    },
+    /// The GID chosen is empty.
+    #[error(
+        "GID is NULL, please check your GID index by specifying MC_GID_INDEX (device {device}; see `moonrail nics`)"
+    )]
+    ZeroGid {
+        /// The device.
+        device: String,
+    },
+    /// A NIC does not answer.
+    #[error("device {device} cannot be asked about its port: {source}; see `dmesg`")]
+    Nic {
+        /// The device.
+        device: String,
+        /// What verbs said.
+        source: io::Error,
+    },
+    /// An option is outside its range.
+    #[error("{option} must be {range}")]
+    Option {
+        /// Which.
+        option: &'static str,
+        /// What is allowed.
+        range: String,
+    },
+    /// The system has no thread or descriptor left.
+    #[error("cannot start the control thread: {source}; raise `ulimit -n` and `ulimit -u`")]
+    Resources {
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// The control thread did not answer.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// It ended: [`crate::Control::shutdown`] was called, or it failed (then its last log line says why).
+    #[error("the engine's control thread has ended: the engine was shut down, or failed (see its log); make a new one")]
+    Gone,
+    /// The time given is over.
+    #[error("{what} did not finish in time; {state}")]
+    Deadline {
+        /// What was asked.
+        what: &'static str,
+        /// How far it had come, and the first cause if there is one.
+        state: String,
+    },
+}
+
+/// A peer could not be asked something over its control port.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DialError {
+    /// The name has no address.
+    #[error(
+        "failed to get IP address of peer server {host}:{port}, check DNS and /etc/hosts, or use IPv4 address instead: {why}"
+    )]
+    Resolve {
+        /// The host.
+        host: String,
+        /// The port.
+        port: u16,
+        /// What the resolver said.
+        why: String,
+    },
+    /// Nobody listens there.
+    #[error(
+        "connect() {address}: Connection refused; the peer is not running, or published another address: check its name and \
+         port in its log, and firewalls between"
+    )]
+    Refused {
+        /// Address and port.
+        address: String,
+    },
+    /// No answer to the connection.
+    #[error("connect() {address}: Connection timed out; the peer's machine is down or a firewall drops port {port}")]
+    ConnectTimeout {
+        /// Address and port.
+        address: String,
+        /// The port.
+        port: u16,
+    },
+    /// The system refused or the connection broke.
+    #[error("connection to {address} failed: {why}")]
+    Io {
+        /// Address and port.
+        address: String,
+        /// What the system said.
+        why: String,
+    },
+    /// Connected, but no whole reply.
+    #[error(
+        "{address} did not reply in time: the peer is overloaded, stopped, or does not speak the handshake protocol there"
+    )]
+    ReplyTimeout {
+        /// Address and port.
+        address: String,
+    },
+    /// The reply is not one.
+    #[error("{address} replied with something else: {why}")]
+    Garbage {
+        /// Address and port.
+        address: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// A segment could not be opened or refreshed.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// No such key in the store.
+    #[error(
+        "Failed to get description of {name}: no such segment in {at}; the name must be exactly the one the other node was \
+         started with, and that node must be running"
+    )]
+    NotFound {
+        /// The name.
+        name: String,
+        /// Where was looked.
+        at: String,
+    },
+    /// The name cannot be one.
+    #[error("{name:?} is not a segment name: {why}")]
+    Name {
+        /// What was given.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The store failed.
+    #[error("metadata of {name} cannot be read: {why}")]
+    Metadata {
+        /// The name.
+        name: String,
+        /// What the store said, and what to do.
+        why: String,
+    },
+    /// The peer could not be asked (peer-to-peer).
+    #[error("segment {name}: {source}")]
+    Dial {
+        /// The name.
+        name: String,
+        /// Why.
+        source: DialError,
+    },
+    /// What was found is no descriptor.
+    #[error("segment {name}: {source}")]
+    Descriptor {
+        /// The name.
+        name: String,
+        /// Why.
+        source: DescriptorError,
+    },
+    /// More peers than this engine keeps.
+    #[error("{limit} peers are known already, that is the limit of one engine")]
+    TooMany {
+        /// The limit.
+        limit: usize,
+    },
+    /// The control thread.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// Our own segment could not be published.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// A buffer that no reader would take.
+    #[error("the segment cannot be published: {0}")]
+    Descriptor(#[from] DescriptorError),
+    /// The store failed. What is registered stays registered here; publish again when the store is back.
+    #[error("Failed to register segment descriptor: {why}")]
+    Metadata {
+        /// What the store said, and what to do.
+        why: String,
+    },
+    /// The control thread.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// A notification or probe was not delivered.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotifyError {
+    /// The peer has no address.
+    #[error("Failed to find location of {name}: {why}")]
+    Location {
+        /// The peer.
+        name: String,
+        /// Why.
+        why: String,
+    },
+    /// The peer could not be reached.
+    #[error("{name}: {source}")]
+    Dial {
+        /// The peer.
+        name: String,
+        /// Why.
+        source: DialError,
+    },
+    /// The peer took it not.
+    #[error("Notify rejected by {name}: its queue of notifications may be full; its application must take them")]
+    Rejected {
+        /// The peer.
+        name: String,
+    },
+    /// The control thread.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
