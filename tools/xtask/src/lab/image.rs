@@ -56,6 +56,7 @@ struct KernelPackage {
 pub(super) fn prepare() -> Result<Image> {
     let cache = cache_folder()?;
     std::fs::create_dir_all(&cache).at("create", &cache)?;
+    remove_abandoned(&cache);
     let recipe = recipe();
     let package = match kernel_package() {
         Some(package) => package,
@@ -139,7 +140,6 @@ fn updated_kernel_package() -> Result<KernelPackage> {
 
 fn build(cache: &Path, folder: &Path, package: &KernelPackage) -> Result<()> {
     println!("lab: making the nodes' image from {} {} (once)", package.name, package.version);
-    remove_abandoned(cache);
     let work = cache.join(format!("{BUILDING}{}", std::process::id()));
     let built = build_in(&work, package).and_then(|made| match std::fs::rename(&made, folder) {
         // Somebody else was faster: theirs is as good.
