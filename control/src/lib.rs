@@ -5,6 +5,7 @@ pub mod error;
 pub mod gid;
 pub mod handle;
 pub mod metadata;
+pub mod names;
 pub mod wire;
 
 pub use config::{

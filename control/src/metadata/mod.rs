@@ -4,14 +4,20 @@
 //! clients ([`store`] and the three behind it) move it. A cluster without a store asks each peer itself ([`peer`]).
 
 pub mod descriptor;
+pub mod etcd;
 mod hash_order;
+pub mod http;
 pub mod keys;
 pub mod matrix;
+pub mod memory;
+pub mod peer;
 pub mod rpc_meta;
+pub mod store;
 pub mod uri;
 
 pub use descriptor::{BufferEntry, DescriptorError, DeviceEntry, Protocol, SegmentDescriptor};
 pub use keys::{Entry, KeySpace};
 pub use matrix::{MatrixError, NicPreference, PriorityMatrix};
 pub use rpc_meta::RpcMeta;
+pub use store::{Change, Lease, StoreClient, StoreError, StoreOptions, Watch};
 pub use uri::{MetadataUri, StoreUri, UriError};
