@@ -1,7 +1,5 @@
 //! What the control thread is told when it starts.
 
-use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +8,7 @@ use moonrail_datapath::nic::{CqHandle, Nic};
 use moonrail_datapath::units::{Mtu, Nanos};
 
 use crate::gid::GidChoice;
-use crate::metadata::{MetadataUri, PriorityMatrix};
+use crate::metadata::{MetadataUri, PriorityMatrix, StoreOptions};
 
 /// Tells the time of the engine: the same clock that deadlines of Works are in.
 pub type Clock = Arc<dyn Fn() -> Nanos + Send + Sync>;
@@ -46,10 +44,10 @@ pub struct ControlConfig {
     pub name: String,
     /// Where the metadata is.
     pub metadata: MetadataUri,
-    /// How to talk to the store.
+    /// How to talk to the store: credentials, TLS, deadline, life of our keys.
     pub store: StoreOptions,
-    /// Life of our keys in etcd once we stop renewing them.
-    pub lease: Duration,
+    /// Separates clusters that share a store (`MC_METADATA_CLUSTER_ID`); empty = none.
+    pub cluster_id: String,
     /// The NICs, in the order of [`moonrail_datapath::units::NicId`].
     pub nics: Vec<ControlNic>,
     /// The cores, in the order of [`moonrail_datapath::units::CoreId`].
@@ -86,63 +84,6 @@ pub struct CoreLink {
     pub inbox: Arc<Inbox>,
     /// Up.
     pub outbox: Arc<Outbox>,
-}
-
-/// How to talk to the metadata store.
-#[derive(Clone, PartialEq, Eq)]
-pub struct StoreOptions {
-    /// Separates clusters that share a store (`MC_METADATA_CLUSTER_ID`); empty = none.
-    pub cluster_id: String,
-    /// User of etcd.
-    pub user: Option<String>,
-    /// Its password; never logged.
-    pub password: Option<String>,
-    /// TLS towards etcd; `None` = plain, unless an endpoint says `https://`.
-    pub tls: Option<TlsOptions>,
-    /// For a connection to be made (5 s, as upstream).
-    pub connect_timeout: Duration,
-    /// For one operation (5 s, as upstream).
-    pub operation_timeout: Duration,
-}
-
-impl Default for StoreOptions {
-    fn default() -> Self {
-        let five = Duration::from_secs(5);
-        Self {
-            cluster_id: String::new(),
-            user: None,
-            password: None,
-            tls: None,
-            connect_timeout: five,
-            operation_timeout: five,
-        }
-    }
-}
-
-impl fmt::Debug for StoreOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StoreOptions")
-            .field("cluster_id", &self.cluster_id)
-            .field("user", &self.user)
-            .field("password", &self.password.as_ref().map(|_| "…"))
-            .field("tls", &self.tls)
-            .field("connect_timeout", &self.connect_timeout)
-            .field("operation_timeout", &self.operation_timeout)
-            .finish()
-    }
-}
-
-/// Files of a TLS connection, in PEM.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct TlsOptions {
-    /// Certificate of the authority that signed the server's.
-    pub ca: Option<PathBuf>,
-    /// Our certificate.
-    pub certificate: Option<PathBuf>,
-    /// Its key.
-    pub key: Option<PathBuf>,
-    /// Name to expect in the server's certificate, where it is not the host's.
-    pub domain: Option<String>,
 }
 
 /// Which port the handshake server takes.

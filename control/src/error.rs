@@ -5,78 +5,41 @@ use std::io;
 use moonrail_datapath::nic::PortState;
 use moonrail_datapath::units::PortNum;
 
-use crate::metadata::DescriptorError;
+use crate::metadata::{DescriptorError, StoreError};
+use crate::names::{BindError, NameError, OwnAddressError};
 
 /// The control thread could not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
     /// The name cannot be used.
-    #[error("the name {name:?} cannot be used: {why}")]
-    Name {
-        /// What was given.
-        name: String,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-    /// The fixed port is taken.
-    #[error(
-        "bind (port {port}): Address already in use; stop the process that listens there (`ss -ltnp`) or choose another port"
-    )]
-    AddressInUse {
-        /// The port.
-        port: u16,
-    },
-    /// Every port of the range is taken.
-    #[error(
-        "no free port between {first} and {last}: widen MC_MIN_RPC_PORT to MC_MAX_RPC_PORT, or stop what listens there (`ss -ltnp`)"
-    )]
-    NoFreePort {
-        /// First of the range.
-        first: u16,
-        /// Last of the range.
-        last: u16,
-    },
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The fixed port, or every port of the range, is taken.
+    #[error(transparent)]
+    Bind(#[from] BindError),
     /// The system refused the listening socket for another reason.
     #[error("cannot listen for peers on port {port}: {source}")]
     Listen {
-        /// The port; 0 before one was chosen.
+        /// The port.
         port: u16,
         /// What the system said.
         source: io::Error,
     },
-    /// Peers elsewhere cannot reach what we would publish.
-    #[error(
-        "{host} is a loopback address, peers on other machines cannot reach it: give this machine's LAN address or a name \
-         that resolves to it (name of the engine, or MC_TCP_BIND_ADDRESS)"
-    )]
-    Loopback {
-        /// The host that would be published.
-        host: String,
-    },
-    /// The address is not one of this machine's.
-    #[error(
-        "{host} is not an address of this machine ({own}): give one of its own (name of the engine, or MC_TCP_BIND_ADDRESS)"
-    )]
-    ForeignAddress {
-        /// The host that would be published.
-        host: String,
-        /// What this machine has.
-        own: String,
-    },
+    /// What would be published as our address is loopback, or another machine's.
+    #[error(transparent)]
+    Address(#[from] OwnAddressError),
     /// No address to publish was found.
     #[error(
         "this machine has no network interface that is up besides loopback: bring one up, or set MC_TCP_BIND_ADDRESS"
     )]
     NoAddress,
     /// The store cannot be used.
-    #[error("metadata {at}: {why}")]
-    Metadata {
-        /// The store.
-        at: String,
-        /// What it, or the way to it, said, and what to do.
-        why: String,
-    },
+    #[error(transparent)]
+    Metadata(#[from] StoreError),
+    /// Nobody told whether the store took our keys.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// No NIC of this engine has an active port.
     #[error(
         "Device {device} port not active: port {port} is {state:?}; check cable and driver (`rdma link`, `ibv_devinfo`), \
@@ -214,20 +177,15 @@ pub enum OpenError {
         at: String,
     },
     /// The name cannot be one.
-    #[error("{name:?} is not a segment name: {why}")]
-    Name {
-        /// What was given.
-        name: String,
-        /// What is wrong with it.
-        why: String,
-    },
+    #[error(transparent)]
+    Name(#[from] NameError),
     /// The store failed.
-    #[error("metadata of {name} cannot be read: {why}")]
+    #[error("metadata of {name} cannot be read: {source}")]
     Metadata {
         /// The name.
         name: String,
-        /// What the store said, and what to do.
-        why: String,
+        /// Why, and what to do.
+        source: StoreError,
     },
     /// The peer could not be asked (peer-to-peer).
     #[error("segment {name}: {source}")]
@@ -264,11 +222,8 @@ pub enum PublishError {
     #[error("the segment cannot be published: {0}")]
     Descriptor(#[from] DescriptorError),
     /// The store failed. What is registered stays registered here; publish again when the store is back.
-    #[error("Failed to register segment descriptor: {why}")]
-    Metadata {
-        /// What the store said, and what to do.
-        why: String,
-    },
+    #[error("Failed to register segment descriptor: {0}")]
+    Metadata(#[from] StoreError),
     /// The control thread.
     #[error(transparent)]
     Control(#[from] ControlError),
