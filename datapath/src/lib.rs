@@ -1,11 +1,35 @@
-//! Placeholder.
+//! moonrail's datapath: what one polling core does, and the NICs it does it with.
+//!
+//! # The life of a slice
+//! ```text
+//!  transfer ──tile──▶ slices ─┐                       (slice: pure arithmetic, on the submitter's thread)
+//!                             ▼
+//!                     Work: claim cursor ◀── the same Arc in the ring of every core with a rail (work, core::port)
+//!                             │ claim a run: one atomic add
+//!                             ▼
+//!            core: chain of work requests, one doorbell (core::post) ──▶ NIC (nic::verbs, nic::sim)
+//!                             │                                             │ completion
+//!            in-flight ring: retire up to the completed one (core::reap) ◀──┘
+//!               │ done                                        │ error: the first closes the rail's life (core::fault)
+//!               ▼                                             ▼
+//!            transfer outcome, Work's remaining (settle)    back into the return map, for another rail
+//!               │ last one
+//!               ▼
+//!            batch's word; the Work goes up the event ring, control wakes who sleeps and drops it
+//! ```
+//! Modules in the order data meets them. Unsafe code lives in [`region`] and in `nic::verbs`, nowhere else.
 
-pub mod core;
 pub mod error;
 pub mod limits;
-pub mod nic;
-pub mod region;
-pub mod slice;
-pub mod transfer;
 pub mod units;
+
+pub mod region;
+pub mod transfer;
+
+pub mod slice;
+
 pub mod work;
+
+pub mod core;
+
+pub mod nic;

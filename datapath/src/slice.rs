@@ -79,6 +79,7 @@ pub enum TileError {
 ///
 /// `chunks` and `buffers` need no order, but each address lies in at most one extent of its side.
 /// On error `out` is as it was.
+#[expect(clippy::too_many_arguments, reason = "four numbers of four types, two look-ups, a rule and the result")]
 pub fn tile(
     transfer: u32,
     local: u64,

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
 
+use super::counters::RailCounters;
 use crate::error::{Cause, FirstError};
 use crate::limits::{COMMAND_RING, EVENT_RING, WORK_RING};
 use crate::nic::{ConnectedQp, PostHalf};
@@ -35,6 +36,8 @@ pub struct RailSpec {
     pub nic: NicId,
     /// The other end, as an index into the peer's rkeys.
     pub peer_nic: PeerNicId,
+    /// Where the core counts for this rail, over all its lives. Control keeps it.
+    pub counters: Arc<RailCounters>,
 }
 
 /// Control to core.
@@ -256,6 +259,11 @@ impl Outbox {
     /// The next event; control only.
     pub fn next(&self) -> Option<CoreEvent> {
         self.events.pop()
+    }
+
+    /// Events that wait.
+    pub fn len(&self) -> usize {
+        self.events.len()
     }
 
     /// Whether nothing waits.

@@ -5,11 +5,12 @@
 //! Dispatch is dynamic and happens once per chain and once per NIC and turn, never per slice.
 
 pub mod qp;
+pub mod sim;
 pub mod verbs;
 
 use std::any::Any;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 
 use crate::region::Memory;
@@ -224,7 +225,7 @@ pub struct WorkRequest {
     pub local: u64,
     /// Key of the registration that holds `local`.
     pub lkey: Lkey,
-    /// Bytes, 1 to 2^31.
+    /// Bytes, 0 to 2^31. 0 is the trial of a rail: it has no scatter/gather entry and needs no key.
     pub len: u32,
     /// Where in the peer.
     pub remote: RemoteAddr,
@@ -342,7 +343,7 @@ pub trait CompletionQueue: Send {
     /// Asks for an event on [`CompletionQueue::event_fd`] at the next completion. Poll once more before sleeping.
     fn arm(&mut self) -> io::Result<()>;
     /// Readable after an armed queue got a completion; `None` for a NIC that is only ever polled.
-    fn event_fd(&self) -> Option<RawFd>;
+    fn event_fd(&self) -> Option<BorrowedFd<'_>>;
     /// Takes and acknowledges what made the descriptor readable, without waiting.
     fn clear_events(&mut self) -> io::Result<()>;
 }

@@ -8,6 +8,7 @@ use std::io;
 use std::marker::PhantomData;
 
 use super::{AdminQp, PostQp, Posted, RawQp, WorkRequest};
+use crate::core::InFlightRing;
 use crate::units::{Gid, GidIndex, Lid, Mtu, PortNum, Qpn, RqPsn, SqPsn};
 
 /// Just created.
@@ -150,7 +151,8 @@ impl Qp<Rts> {
     /// Parts the queue pair: the connected half for a core, the other for control.
     pub fn split(self) -> (ConnectedQp, AdminHalf) {
         let (post, admin) = self.raw.split();
-        (ConnectedQp(PostHalf(post)), AdminHalf(admin))
+        let ring = InFlightRing::new(post.depth());
+        (ConnectedQp(PostHalf { post, ring }), AdminHalf(admin))
     }
 }
 
@@ -169,28 +171,32 @@ impl ConnectedQp {
     }
 }
 
-/// What a core owns of a queue pair: posting.
-pub struct PostHalf(Box<dyn PostQp>);
+/// What a core owns of a queue pair: posting, and the ring that says what is posted.
+pub struct PostHalf {
+    pub(crate) post: Box<dyn PostQp>,
+    /// Made here, by control, so that the core allocates and frees nothing for a queue pair.
+    pub(crate) ring: InFlightRing,
+}
 
 impl PostHalf {
     /// Its number.
     pub fn qpn(&self) -> Qpn {
-        self.0.qpn()
+        self.post.qpn()
     }
 
     /// Work requests the send queue holds.
     pub fn depth(&self) -> u32 {
-        self.0.depth()
+        self.post.depth()
     }
 
     /// Largest inline payload in bytes.
     pub fn max_inline(&self) -> u32 {
-        self.0.max_inline()
+        self.post.max_inline()
     }
 
     /// Posts `chain` with one doorbell; says how many the device took.
     pub fn post(&mut self, chain: &[WorkRequest]) -> Posted {
-        self.0.post(chain)
+        self.post.post(chain)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
@@ -170,8 +170,9 @@ impl CompletionQueue for PolledCq {
         check(unsafe { sys::ibv_req_notify_cq(self.cq.as_ptr(), 0) })
     }
 
-    fn event_fd(&self) -> Option<RawFd> {
-        Some(self.cq.channel.fd())
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: the channel owns the descriptor and lives as long as `self`, which the result borrows.
+        Some(unsafe { BorrowedFd::borrow_raw(self.cq.channel.fd()) })
     }
 
     fn clear_events(&mut self) -> io::Result<()> {

@@ -1,0 +1,95 @@
+//! What a core counts. Each cell has one writer, the core; anybody may read at any time without disturbing it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A counter with a single writer: a load and a store instead of a locked add.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    /// The value now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Default)]
+        #[repr(align(128))]
+        pub struct $name { $($(#[$field_doc])* pub $field: Counter),* }
+        impl $name {
+            /// Every counter with its name, for tables and metrics.
+            pub fn list(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($field), self.$field.get())),*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Counters of one core.
+    CoreCounters {
+        /// Turns that did something.
+        busy_turns,
+        /// Turns that found nothing to do.
+        idle_turns,
+        /// Times the core went to sleep.
+        sleeps,
+        /// Work requests the devices accepted, trials included.
+        work_requests,
+        /// Calls of the devices' post function: one doorbell each.
+        doorbells,
+        /// Completions reaped, good and bad.
+        completions,
+        /// Slices whose bytes are in place.
+        slices_done,
+        /// Slices that ended without their bytes.
+        slices_failed,
+        /// Slices given back for another rail or another try.
+        slices_returned,
+        /// Bytes in place.
+        bytes_done,
+        /// First errors of rails.
+        first_errors,
+        /// Completions that were only echoes of a first error.
+        flushes,
+        /// Requests a device refused to take (`bad_wr`).
+        refused,
+        /// Works that became terminal here.
+        works_finished,
+    }
+}
+
+counters! {
+    /// Counters of one rail, over all its lives.
+    RailCounters {
+        /// Work requests accepted by the device, trials included.
+        work_requests,
+        /// Doorbells rung.
+        doorbells,
+        /// Completions reaped.
+        completions,
+        /// Bytes in place.
+        bytes,
+        /// Slices in place.
+        slices,
+        /// First errors.
+        first_errors,
+        /// Echoes of first errors.
+        flushes,
+        /// In-flight cap in bytes, now.
+        cap_bytes,
+        /// Shortest round trip seen lately on a nearly empty rail, in nanoseconds.
+        round_trip_ns,
+    }
+}

@@ -1,0 +1,270 @@
+//! Claim slices with credit, chain them, ring once.
+
+use super::Core;
+use super::inflight::InFlight;
+use super::table::{Line, NONE, QpState, RailState};
+use crate::error::{Cause, SliceError};
+use crate::limits::{CHAIN_MAX, POSTS_MAX, QUANTUM, SIGNAL_EVERY};
+use crate::nic::{Op, WcStatus, WorkRequest};
+use crate::units::{Nanos, WrId};
+
+/// What one chain may still take.
+struct Room {
+    requests: usize,
+    bytes: u64,
+}
+
+/// The send queue is full: no credit lost, the rest waits (ibv_post_send(3)).
+const ENOMEM: i32 = 12;
+
+impl Core {
+    pub(super) fn post(&mut self, now: Nanos) -> usize {
+        let mut posted = 0;
+        let mut index = 0;
+        while index < self.busy_peers.len() {
+            let peer = self.busy_peers[index] as usize;
+            if self.peers[peer].usable > 0 {
+                posted += self.post_peer(peer, now);
+            }
+            if self.peers[peer].has_work() {
+                index += 1;
+            } else {
+                self.peers[peer].busy = false;
+                self.busy_peers.swap_remove(index);
+            }
+        }
+        posted
+    }
+
+    /// Fills every usable rail to one peer, starting with another one each turn.
+    fn post_peer(&mut self, peer: usize, now: Nanos) -> usize {
+        let rails = self.peers[peer].rails.len();
+        let first = self.peers[peer].first as usize;
+        self.peers[peer].first = self.peers[peer].first.wrapping_add(1);
+        let mut posted = 0;
+        for turn in 0..rails {
+            // A rail that fails while posting leaves the list, which is shorter then.
+            let Some(&rail) = self.peers[peer].rails.get((first + turn) % rails) else { break };
+            posted += self.post_rail(rail as usize, peer, now);
+            if !self.peers[peer].has_work() {
+                break;
+            }
+        }
+        posted
+    }
+
+    fn post_rail(&mut self, rail: usize, peer: usize, now: Nanos) -> usize {
+        let mut posted = 0;
+        let mut used = 0u32;
+        // Each queue pair gets at most one chain a turn, the emptiest first.
+        for _ in 0..self.rails[rail].qp_count {
+            let slots = self.rails[rail].qps().enumerate();
+            let emptiest = slots
+                .filter(|&(at, slot)| used & (1 << at) == 0 && self.qps[slot].state == QpState::Up)
+                .min_by_key(|&(_, slot)| self.qps[slot].ring.len());
+            let Some((at, slot)) = emptiest else { break };
+            used |= 1 << at;
+            posted += self.post_chain(slot, rail, peer, now);
+            if self.rails[rail].state != RailState::Up {
+                break;
+            }
+        }
+        posted
+    }
+
+    fn post_chain(&mut self, slot: usize, rail: usize, peer: usize, now: Nanos) -> usize {
+        let nic = &self.nics[self.rails[rail].nic as usize];
+        let queue = self.qps[slot].depth.saturating_sub(self.qps[slot].ring.len());
+        let completions = nic.depth.saturating_sub(nic.outstanding);
+        let mut room =
+            Room { requests: (queue.min(completions) as usize).min(CHAIN_MAX), bytes: self.rails[rail].credit.free() };
+        self.chain.clear();
+        self.entries.clear();
+        while room.requests > 0 && room.bytes > 0 {
+            let Some(seat) = self.front(peer) else { break };
+            let before = room.bytes;
+            let more = self.claim_from(seat, slot, rail, &mut room, now);
+            self.rotate(peer, seat, before - room.bytes, more);
+        }
+        if self.chain.is_empty() {
+            return 0;
+        }
+        self.ask_for_completions(slot, rail);
+        self.ring_chain(slot, now)
+    }
+
+    /// The Work whose turn it is: small ones first.
+    fn front(&self, peer: usize) -> Option<u32> {
+        let peer = &self.peers[peer];
+        [peer.small.head, peer.bulk.head].into_iter().find(|&seat| seat != NONE)
+    }
+
+    /// After a Work gave slices: it leaves the line if it has no more, and goes to its end when its quantum is spent.
+    fn rotate(&mut self, peer: usize, seat: u32, bytes: u64, more: bool) {
+        let entry = &mut self.works[seat as usize];
+        entry.quantum = entry.quantum.saturating_sub(bytes);
+        if more && entry.quantum > 0 {
+            return;
+        }
+        entry.quantum = QUANTUM;
+        let small = entry.line == Line::Small;
+        let line = if small { &mut self.peers[peer].small } else { &mut self.peers[peer].bulk };
+        let _ = line.pop_front(&self.works);
+        if more {
+            line.push_back(seat, &mut self.works);
+        } else {
+            self.works[seat as usize].line = Line::None;
+            // It may have nothing in flight here either: then its seat is free.
+            self.mark_dirty(seat);
+        }
+    }
+
+    /// Moves slices of one Work into the chain: what came back first, then fresh ones, a run with one atomic add.
+    /// Returns whether it may have more.
+    fn claim_from(&mut self, seat: u32, slot: usize, rail: usize, room: &mut Room, now: Nanos) -> bool {
+        while room.requests > 0 && room.bytes > 0 {
+            let Some(work) = &self.works[seat as usize].work else { return false };
+            if let Some(slice) = work.take_returned() {
+                self.chain_slice(seat, slice, slot, rail, room, now);
+                continue;
+            }
+            let count = work.slices().len() as u64;
+            let typical = (work.bytes() / count.max(1)).max(1);
+            let budget = room.bytes.min(self.works[seat as usize].quantum).div_ceil(typical);
+            let run = work.claim((room.requests as u64).min(budget) as u32);
+            if run.is_empty() {
+                return false;
+            }
+            for slice in run {
+                self.chain_slice(seat, slice, slot, rail, room, now);
+            }
+            let Some(work) = &self.works[seat as usize].work else { return false };
+            return work.has_unclaimed() || work.has_returned();
+        }
+        true
+    }
+
+    fn chain_slice(&mut self, seat: u32, index: u32, slot: usize, rail: usize, room: &mut Room, now: Nanos) {
+        let Some(work) = &self.works[seat as usize].work else { return };
+        let slice = work.slices()[index as usize];
+        let rail_seat = &self.rails[rail];
+        let nic = self.nics[rail_seat.nic as usize].id;
+        let lkey = work.local().chunks().get(slice.chunk as usize).and_then(|c| c.lkey(nic));
+        let rkey = work.remote().rkey(slice.buffer, rail_seat.peer_nic);
+        let posts = work.count_post(index);
+        let (Some(lkey), Some(rkey), true) = (lkey, rkey, posts <= POSTS_MAX) else {
+            // One end never registered the memory on this NIC, or the slice went round too often. Another rail may
+            // have the keys, and gets its chance before this one tries again; the count ends the search.
+            let error = SliceError { rail: Some(rail_seat.key.rail), ..SliceError::of(Cause::BadRequest) };
+            if posts > POSTS_MAX {
+                self.end_slice(seat, index, work.first_error().unwrap_or(error));
+            } else {
+                self.give_back(seat, index);
+            }
+            room.requests = 0;
+            return;
+        };
+        let qp = &self.qps[slot];
+        let ahead = self.chain.len() as u32;
+        let wr_id = WrId {
+            slot: slot as u16,
+            generation: qp.generation,
+            sequence: qp.ring.next_sequence().wrapping_add(ahead),
+        };
+        let op = work.op();
+        self.chain.push(WorkRequest {
+            wr_id,
+            op,
+            local: slice.local,
+            lkey,
+            len: slice.len,
+            remote: slice.remote,
+            rkey,
+            signaled: false,
+            inline: op == Op::Write && slice.len <= qp.max_inline,
+        });
+        let alone = ahead == 0 && rail_seat.credit.is_nearly_empty();
+        self.entries.push(InFlight { seat, slice: index, len: slice.len, alone, posted: now });
+        room.requests -= 1;
+        room.bytes = room.bytes.saturating_sub(u64::from(slice.len));
+    }
+
+    /// One request in [`SIGNAL_EVERY`], or each quarter of the cap in bytes, and always the last: a rail that waits for
+    /// credit must have a completion coming.
+    fn ask_for_completions(&mut self, slot: usize, rail: usize) {
+        let quarter = self.rails[rail].credit.cap() / 4;
+        let qp = &mut self.qps[slot];
+        let last = self.chain.len() - 1;
+        for (index, request) in self.chain.iter_mut().enumerate() {
+            qp.unsignaled += 1;
+            qp.unsignaled_bytes += u64::from(request.len);
+            if index == last || qp.unsignaled >= SIGNAL_EVERY || qp.unsignaled_bytes >= quarter {
+                request.signaled = true;
+                (qp.unsignaled, qp.unsignaled_bytes) = (0, 0);
+            }
+        }
+    }
+
+    /// Posts the chain with one doorbell and accounts exactly what the device took (`bad_wr`).
+    pub(super) fn ring_chain(&mut self, slot: usize, now: Nanos) -> usize {
+        let Some(post) = &mut self.qps[slot].post else { return 0 };
+        let outcome = post.post(&self.chain);
+        let accepted = outcome.accepted.min(self.chain.len());
+        let rail = self.qps[slot].rail as usize;
+        let nic = self.rails[rail].nic as usize;
+        for index in 0..accepted {
+            let entry = self.entries[index];
+            self.qps[slot].ring.push(entry);
+            self.rails[rail].credit.spend(entry.len);
+            if entry.seat != super::inflight::TRIAL {
+                self.works[entry.seat as usize].outstanding += 1;
+            }
+        }
+        self.nics[nic].outstanding += accepted as u32;
+        self.counters.doorbells.add(1);
+        self.counters.work_requests.add(accepted as u64);
+        self.rails[rail].counters.doorbells.add(1);
+        self.rails[rail].counters.work_requests.add(accepted as u64);
+        if accepted < self.chain.len() {
+            self.refused(slot, accepted, outcome.error.unwrap_or(0), now);
+        }
+        accepted
+    }
+
+    /// The device took only the first `accepted` requests. The rest was never posted and goes back at no cost. If what
+    /// it took ends without asking for a completion, or it refused for anything but a full queue, the queue pair can
+    /// not be trusted to tell how its requests end: that is its first error.
+    fn refused(&mut self, slot: usize, accepted: usize, errno: i32, now: Nanos) {
+        let rail = self.qps[slot].rail as usize;
+        let silent_tail = accepted > 0 && !self.chain[accepted - 1].signaled;
+        self.counters.refused.add((self.chain.len() - accepted) as u64);
+        for index in accepted..self.entries.len() {
+            let entry = self.entries[index];
+            if entry.seat != super::inflight::TRIAL {
+                self.give_back(entry.seat, entry.slice);
+            }
+        }
+        if errno == ENOMEM && !silent_tail && !self.qps[slot].ring.is_empty() {
+            return;
+        }
+        let peer = self.peers[self.rails[rail].peer as usize].peer.as_ref().map(|p| p.id());
+        let request = self.chain[accepted.min(self.chain.len() - 1)];
+        self.fail_rail(
+            rail,
+            crate::error::FirstError {
+                peer: peer.unwrap_or_default(),
+                qpn: self.qps[slot].qpn,
+                status: WcStatus::LOC_QP_OP_ERR,
+                vendor_err: errno.unsigned_abs(),
+                op: request.op,
+                local: request.local,
+                remote: request.remote,
+                len: request.len,
+                age: Nanos::ZERO,
+                behind: self.qps[slot].ring.len(),
+                proven: self.qps[slot].proven,
+            },
+            now,
+        );
+    }
+}

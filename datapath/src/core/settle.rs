@@ -1,0 +1,121 @@
+//! Slices that ended this turn, accounted once per Work; finished Works go up, and seats become free.
+
+use super::Core;
+use super::port::CoreEvent;
+use super::table::{Line, NONE};
+use crate::limits::{EVENT_RING, QP_SLOTS};
+
+/// Places of the event ring that Works never take, so that first errors and drained queue pairs always fit.
+const RESERVED: usize = 2 * QP_SLOTS;
+
+impl Core {
+    pub(super) fn settle(&mut self) -> usize {
+        // Exactly what is marked now: what is marked again meanwhile (a ring was full) waits for the next turn.
+        let marked = self.dirty.len();
+        let mut settled = 0;
+        for index in 0..marked {
+            let seat = self.dirty[index];
+            self.works[seat as usize].dirty = false;
+            settled += self.settle_work(seat);
+        }
+        self.dirty.drain(..marked);
+        settled
+    }
+
+    /// Has a Work looked at by the next [`Core::settle`].
+    pub(super) fn mark_dirty(&mut self, seat: u32) {
+        let entry = &mut self.works[seat as usize];
+        if !entry.dirty {
+            entry.dirty = true;
+            self.dirty.push(seat);
+        }
+    }
+
+    fn settle_work(&mut self, seat: u32) -> usize {
+        let entry = &mut self.works[seat as usize];
+        let Some(work) = &entry.work else { return 0 };
+        let count = std::mem::take(&mut entry.settled);
+        if let Some(somebody_sleeps) = work.settle(count) {
+            entry.finished = true;
+            self.counters.works_finished.add(1);
+            if somebody_sleeps {
+                // The event follows below, in this same turn or as soon as the ring has room; control looks at its
+                // ring before it sleeps again.
+                self.outbox.ring();
+            }
+        }
+        if std::mem::take(&mut self.works[seat as usize].returned) {
+            self.offer(seat);
+        }
+        self.release_if_over(seat);
+        count as usize
+    }
+
+    /// Slices came back: whoever has a rail may have them.
+    fn offer(&mut self, seat: u32) {
+        let Some(work) = self.works[seat as usize].work.clone() else { return };
+        let peer = work.remote().peer.id().0 as usize;
+        self.enqueue(seat);
+        if work.remote().peer.routes() == 0 && work.home() != self.id {
+            // Nobody has: the home core parks it.
+            if self.cores[usize::from(work.home().0)].submit(work).is_err() {
+                self.works[seat as usize].returned = true;
+                self.mark_dirty(seat);
+            }
+        } else if self.peers.get(peer).is_none_or(|p| p.usable == 0) || work.slices().len() > 2 {
+            self.lend(seat);
+        }
+    }
+
+    /// Pushes a Work to every other core that has a rail to its peer and did not get it yet.
+    pub(super) fn lend(&mut self, seat: u32) {
+        let Some(work) = self.works[seat as usize].work.clone() else { return };
+        let routes = work.remote().peer.routes() & !self.works[seat as usize].lent & !(1 << self.id.0);
+        for core in 0..self.cores.len().min(64) {
+            if routes >> core & 1 == 1 && self.cores[core].submit(work.clone()).is_ok() {
+                self.works[seat as usize].lent |= 1 << core;
+            }
+        }
+    }
+
+    /// Frees the seat of a Work this core has nothing more to do with. Its reference leaves by the event ring: the last
+    /// one frees memory, which no core does.
+    pub(super) fn release_if_over(&mut self, seat: u32) {
+        let entry = &self.works[seat as usize];
+        let Some(work) = &entry.work else { return };
+        let busy = entry.outstanding > 0 || entry.settled > 0 || entry.holds > 0 || entry.returned;
+        let needed = entry.line != Line::None || (entry.home && !work.is_terminal());
+        if busy || (needed && !entry.finished) {
+            return;
+        }
+        if entry.line != Line::None {
+            // Finished while it stands in a line: it leaves when the line is walked.
+            return;
+        }
+        if self.outbox_room() <= RESERVED {
+            self.mark_dirty(seat);
+            return;
+        }
+        let entry = &mut self.works[seat as usize];
+        let finished = std::mem::take(&mut entry.finished);
+        entry.home = false;
+        entry.lent = 0;
+        entry.next = NONE;
+        if let Some(work) = entry.work.take() {
+            work.set_seat(self.id, None);
+            self.free_works.push(seat);
+            self.tell(if finished { CoreEvent::Finished(work) } else { CoreEvent::Released(work) });
+        }
+    }
+
+    pub(super) fn outbox_room(&self) -> usize {
+        EVENT_RING - self.outbox.len()
+    }
+
+    /// Tells control. The ring has room for everything that may not be refused.
+    pub(super) fn tell(&self, event: CoreEvent) -> bool {
+        let told = self.outbox.push(event).is_ok();
+        debug_assert!(told, "the event ring is as large as everything a core may have to say");
+        told
+    }
+}

@@ -1,0 +1,140 @@
+//! A seeded world of NICs without hardware: queue pairs, completion queues, flushes, late packets, dead ports.
+//!
+//! Time is virtual and moves only by [`SimWorld::advance`], or it follows the machine's clock ([`SimWorld::real_time`]).
+//! One seed fixes every delay and every choice, so a run can be repeated exactly. Bytes really move: a READ or WRITE
+//! copies between the registered regions of the two ends, under the same checks of keys, ranges, states, packet
+//! numbers and MTU that a device makes.
+
+mod device;
+mod world;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::units::{Gid, Mtu, Nanos};
+
+use device::SimNic;
+use world::World;
+
+use super::Nic;
+
+/// How the world behaves where the seed does not decide.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct SimOptions {
+    /// One way's delay without any queue.
+    pub delay: Nanos,
+    /// Up to this much is added at random, per request.
+    pub jitter: Nanos,
+    /// Bytes per second of one queue pair.
+    pub bytes_per_second: u64,
+    /// How long an unanswered request is retried before RETRY_EXC (ACK timeout × retries).
+    pub retry_time: Nanos,
+    /// Share of WRITEs that still land although their queue pair was flushed meanwhile, 0 to 1.
+    pub late_writes: f64,
+    /// Path MTU of the ports.
+    pub mtu: Mtu,
+}
+
+impl Default for SimOptions {
+    fn default() -> Self {
+        Self {
+            delay: Nanos::from_micros(5),
+            jitter: Nanos::from_micros(2),
+            bytes_per_second: 10_000_000_000,
+            retry_time: Nanos::from_millis(480),
+            late_writes: 0.5,
+            mtu: Mtu::B4096,
+        }
+    }
+}
+
+/// A network of simulated NICs. Clones are the same world.
+#[derive(Clone)]
+pub struct SimWorld {
+    world: Arc<Mutex<World>>,
+    started: Option<Instant>,
+}
+
+/// A simulated NIC as faults name it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SimNicId(usize);
+
+/// What is alive in a world: equal before and after means that nothing leaked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SimLedger {
+    /// Queue pairs not destroyed.
+    pub queue_pairs: usize,
+    /// Registrations not dropped.
+    pub registrations: usize,
+}
+
+impl SimWorld {
+    /// A world with virtual time, starting at 0.
+    pub fn new(seed: u64, options: SimOptions) -> Self {
+        Self { world: Arc::new(Mutex::new(World::new(seed, options))), started: None }
+    }
+
+    /// A world whose time is the machine's: for whole engines with threads.
+    pub fn real_time(seed: u64, options: SimOptions) -> Self {
+        Self { started: Some(Instant::now()), ..Self::new(seed, options) }
+    }
+
+    /// Adds a NIC to `node`. Its GID table holds a link-local entry at index 0 and `gid` at index 1, both RoCE v2.
+    pub fn nic(&self, node: &str, name: &str, gid: Gid) -> (Arc<dyn Nic>, SimNicId) {
+        let index = self.lock().add_nic(node, name, gid);
+        (Arc::new(SimNic::new(self.clone(), index, name)), SimNicId(index))
+    }
+
+    /// Delivers everything that is due until `now`.
+    pub fn advance(&self, now: Nanos) {
+        self.lock().advance(now);
+    }
+
+    /// When something happens next by itself.
+    pub fn next_event(&self) -> Option<Nanos> {
+        self.lock().next_event()
+    }
+
+    /// Takes the port down or up: an asynchronous event, and while it is down nothing passes.
+    pub fn set_link(&self, nic: SimNicId, up: bool) {
+        self.lock().set_link(nic.0, up);
+    }
+
+    /// Cuts or mends the path between two NICs: requests are silently lost, as in a network that does not route.
+    pub fn set_path(&self, a: SimNicId, b: SimNicId, up: bool) {
+        self.lock().set_path(a.0, b.0, up);
+    }
+
+    /// The node is gone: its queue pairs answer nothing any more, its NICs refuse everything.
+    pub fn kill_node(&self, node: &str) {
+        self.lock().kill_node(node);
+    }
+
+    /// Sets the active MTU of one port.
+    pub fn set_mtu(&self, nic: SimNicId, mtu: Mtu) {
+        self.lock().set_mtu(nic.0, mtu);
+    }
+
+    /// Moves the port's GID to another index, as happens when addresses come and go.
+    pub fn shuffle_gids(&self, nic: SimNicId) {
+        self.lock().shuffle_gids(nic.0);
+    }
+
+    /// What is alive.
+    pub fn ledger(&self) -> SimLedger {
+        self.lock().ledger()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Locks the world with its time brought up to date.
+    fn now(&self) -> MutexGuard<'_, World> {
+        let mut world = self.lock();
+        if let Some(started) = self.started {
+            world.advance(Nanos::from_duration(started.elapsed()));
+        }
+        world
+    }
+}

@@ -1,0 +1,543 @@
+//! The simulated network's state and what happens in it as time passes.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+
+use super::{SimLedger, SimOptions};
+use crate::nic::{AsyncEvent, Completion, GidEntry, GidKind, Op, Posted, RtrAttr, RtsAttr, WcStatus, WorkRequest};
+use crate::region::Memory;
+use crate::units::{Gid, GidIndex, Lkey, Mtu, Nanos, PortNum, Qpn, Rkey};
+
+/// Small, seeded and good enough to shuffle delays: splitmix64.
+pub(super) struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        if n == 0 { 0 } else { self.next() % n }
+    }
+
+    fn chance(&mut self, share: f64) -> bool {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64 <= share && share > 0.0
+    }
+}
+
+struct NicState {
+    node: String,
+    gids: Vec<GidEntry>,
+    link_up: bool,
+    alive: bool,
+    mtu: Mtu,
+    events: VecDeque<AsyncEvent>,
+    cut: Vec<usize>,
+}
+
+pub(super) struct CqState {
+    entries: VecDeque<Completion>,
+    depth: usize,
+    overrun: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Reset,
+    Init,
+    Rtr,
+    Rts,
+    Err,
+    Destroyed,
+}
+
+struct QpState {
+    qpn: Qpn,
+    nic: usize,
+    cq: usize,
+    state: State,
+    rtr: Option<RtrAttr>,
+    rts: Option<RtsAttr>,
+    depth: usize,
+    queue: VecDeque<(u64, WorkRequest)>,
+    next: u64,
+    busy_until: Nanos,
+    /// The head is being retried: everything behind it waits.
+    stuck: bool,
+}
+
+struct Registered {
+    nic: usize,
+    memory: Arc<Memory>,
+    offset: u64,
+    len: u64,
+    remote: bool,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    /// The request reaches the peer.
+    Arrive,
+    /// Retried in vain.
+    GiveUp,
+}
+
+struct Flight {
+    at: Nanos,
+    order: u64,
+    kind: Kind,
+    qp: usize,
+    number: u64,
+    request: WorkRequest,
+}
+
+impl PartialEq for Flight {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+impl Eq for Flight {}
+impl PartialOrd for Flight {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Flight {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+/// Everything.
+pub(super) struct World {
+    options: SimOptions,
+    rng: Rng,
+    now: Nanos,
+    order: u64,
+    nics: Vec<NicState>,
+    cqs: Vec<CqState>,
+    qps: Vec<QpState>,
+    memory: HashMap<u32, Registered>,
+    next_key: u32,
+    flights: BinaryHeap<Reverse<Flight>>,
+}
+
+/// Numbers of queue pairs start here, as devices keep the first ones for themselves.
+const FIRST_QPN: u32 = 17;
+
+impl World {
+    pub(super) fn new(seed: u64, options: SimOptions) -> Self {
+        Self {
+            options,
+            rng: Rng(seed),
+            now: Nanos::ZERO,
+            order: 0,
+            nics: vec![],
+            cqs: vec![],
+            qps: vec![],
+            memory: HashMap::new(),
+            next_key: 0x100,
+            flights: BinaryHeap::with_capacity(1 << 14),
+        }
+    }
+
+    pub(super) fn add_nic(&mut self, node: &str, name: &str, gid: Gid) -> usize {
+        let index = self.nics.len() as u8;
+        let mut link_local = [0; 16];
+        (link_local[0], link_local[1], link_local[15]) = (0xfe, 0x80, index + 1);
+        let entry = |at, gid| GidEntry {
+            index: GidIndex(at),
+            gid,
+            kind: GidKind::RoceV2,
+            net_device: Some(format!("sim-{name}")),
+        };
+        self.nics.push(NicState {
+            node: node.to_owned(),
+            gids: vec![entry(0, Gid(link_local)), entry(1, gid)],
+            link_up: true,
+            alive: true,
+            mtu: self.options.mtu,
+            events: VecDeque::new(),
+            cut: vec![],
+        });
+        self.nics.len() - 1
+    }
+
+    pub(super) fn gids(&self, nic: usize) -> io::Result<Vec<GidEntry>> {
+        self.alive(nic)?;
+        Ok(self.nics[nic].gids.clone())
+    }
+
+    pub(super) fn port(&self, nic: usize) -> io::Result<(bool, Mtu)> {
+        self.alive(nic)?;
+        Ok((self.nics[nic].link_up, self.nics[nic].mtu))
+    }
+
+    pub(super) fn next_async(&mut self, nic: usize) -> Option<AsyncEvent> {
+        self.nics[nic].events.pop_front()
+    }
+
+    fn alive(&self, nic: usize) -> io::Result<()> {
+        if self.nics[nic].alive { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENODEV)) }
+    }
+
+    pub(super) fn create_cq(&mut self, nic: usize, depth: u32) -> io::Result<usize> {
+        self.alive(nic)?;
+        let depth = depth.max(1) as usize;
+        self.cqs.push(CqState { entries: VecDeque::with_capacity(depth), depth, overrun: false });
+        Ok(self.cqs.len() - 1)
+    }
+
+    pub(super) fn cq_depth(&self, cq: usize) -> u32 {
+        self.cqs[cq].depth as u32
+    }
+
+    pub(super) fn poll(&mut self, cq: usize, out: &mut [Completion]) -> io::Result<usize> {
+        let cq = &mut self.cqs[cq];
+        if std::mem::take(&mut cq.overrun) {
+            return Err(io::Error::other("completion queue overrun"));
+        }
+        let count = cq.entries.len().min(out.len());
+        for (place, completion) in out.iter_mut().zip(cq.entries.drain(..count)) {
+            *place = completion;
+        }
+        Ok(count)
+    }
+
+    pub(super) fn create_qp(&mut self, nic: usize, cq: usize, depth: u32) -> io::Result<(usize, Qpn)> {
+        self.alive(nic)?;
+        let qpn =
+            Qpn::new(FIRST_QPN + self.qps.len() as u32).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        let depth = depth.max(1) as usize;
+        self.qps.push(QpState {
+            qpn,
+            nic,
+            cq,
+            state: State::Reset,
+            rtr: None,
+            rts: None,
+            depth,
+            queue: VecDeque::with_capacity(depth),
+            next: 0,
+            busy_until: Nanos::ZERO,
+            stuck: false,
+        });
+        Ok((self.qps.len() - 1, qpn))
+    }
+
+    pub(super) fn enter_init(&mut self, qp: usize) -> io::Result<()> {
+        self.step(qp, State::Reset, State::Init)
+    }
+
+    pub(super) fn enter_rtr(&mut self, qp: usize, attr: &RtrAttr) -> io::Result<()> {
+        let nic = self.qps[qp].nic;
+        if attr.path_mtu > self.nics[nic].mtu {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        if !self.nics[nic].gids.iter().any(|g| g.index == attr.sgid_index) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let resolves = self.nics.iter().any(|n| n.alive && n.gids.iter().any(|g| g.gid == attr.dest_gid));
+        if !resolves {
+            // What a neighbour that does not answer looks like.
+            return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
+        }
+        self.step(qp, State::Init, State::Rtr)?;
+        self.qps[qp].rtr = Some(*attr);
+        Ok(())
+    }
+
+    pub(super) fn enter_rts(&mut self, qp: usize, attr: &RtsAttr) -> io::Result<()> {
+        self.step(qp, State::Rtr, State::Rts)?;
+        self.qps[qp].rts = Some(*attr);
+        Ok(())
+    }
+
+    fn step(&mut self, qp: usize, from: State, to: State) -> io::Result<()> {
+        self.alive(self.qps[qp].nic)?;
+        if self.qps[qp].state != from {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        self.qps[qp].state = to;
+        Ok(())
+    }
+
+    pub(super) fn enter_error(&mut self, qp: usize) {
+        if self.qps[qp].state != State::Destroyed {
+            self.qps[qp].state = State::Err;
+            self.flush(qp);
+        }
+    }
+
+    pub(super) fn destroy(&mut self, qp: usize) {
+        self.qps[qp].state = State::Destroyed;
+        self.qps[qp].queue.clear();
+    }
+
+    pub(super) fn register(
+        &mut self,
+        nic: usize,
+        memory: &Arc<Memory>,
+        offset: u64,
+        len: u64,
+        remote: bool,
+    ) -> io::Result<u32> {
+        self.alive(nic)?;
+        if len == 0 || offset.checked_add(len).is_none_or(|end| end > memory.len()) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        self.next_key += 1 + self.rng.below(7) as u32;
+        self.memory.insert(self.next_key, Registered { nic, memory: memory.clone(), offset, len, remote });
+        Ok(self.next_key)
+    }
+
+    pub(super) fn deregister(&mut self, key: u32) {
+        self.memory.remove(&key);
+    }
+
+    pub(super) fn post(&mut self, qp: usize, chain: &[WorkRequest]) -> Posted {
+        let mut accepted = 0;
+        for request in chain {
+            let state = &self.qps[qp];
+            let error = match state.state {
+                State::Rts | State::Err => (state.queue.len() >= state.depth).then_some(libc::ENOMEM),
+                _ => Some(libc::EINVAL),
+            };
+            if error.is_some() {
+                return Posted { accepted, error };
+            }
+            self.send(qp, *request);
+            accepted += 1;
+        }
+        Posted { accepted, error: None }
+    }
+
+    fn send(&mut self, qp: usize, request: WorkRequest) {
+        let number = self.qps[qp].next;
+        self.qps[qp].next += 1;
+        self.qps[qp].queue.push_back((number, request));
+        if self.qps[qp].state == State::Err {
+            self.flush(qp);
+            return;
+        }
+        let wire = u64::from(request.len) * 1_000_000_000 / self.options.bytes_per_second.max(1);
+        let free = self.qps[qp].busy_until.max(self.now).plus(Nanos(wire));
+        self.qps[qp].busy_until = free;
+        let jitter = self.rng.below(self.options.jitter.0 + 1);
+        self.fly(free.plus(self.options.delay).plus(Nanos(jitter)), Kind::Arrive, qp, number, request);
+    }
+
+    fn fly(&mut self, at: Nanos, kind: Kind, qp: usize, number: u64, request: WorkRequest) {
+        self.order += 1;
+        self.flights.push(Reverse(Flight { at, order: self.order, kind, qp, number, request }));
+    }
+
+    pub(super) fn next_event(&self) -> Option<Nanos> {
+        self.flights.peek().map(|f| f.0.at)
+    }
+
+    pub(super) fn advance(&mut self, now: Nanos) {
+        while self.flights.peek().is_some_and(|f| f.0.at <= now) {
+            let Some(Reverse(flight)) = self.flights.pop() else { break };
+            self.now = self.now.max(flight.at);
+            match flight.kind {
+                Kind::Arrive => self.arrive(&flight),
+                Kind::GiveUp => self.give_up(&flight),
+            }
+        }
+        self.now = self.now.max(now);
+    }
+
+    fn arrive(&mut self, flight: &Flight) {
+        let qp = &self.qps[flight.qp];
+        let Some(&(head, _)) = qp.queue.front() else { return self.arrive_late(flight) };
+        if flight.number < head {
+            return self.arrive_late(flight);
+        }
+        if qp.state != State::Rts || qp.stuck {
+            return;
+        }
+        if flight.number > head {
+            // Jitter let it overtake; the fabric delivers in order.
+            let at = self.now.plus(Nanos(1));
+            return self.fly(at, Kind::Arrive, flight.qp, flight.number, flight.request);
+        }
+        match self.peer_of(flight.qp) {
+            Some(peer) => self.execute(flight.qp, peer),
+            None => {
+                self.qps[flight.qp].stuck = true;
+                let at = self.now.plus(self.options.retry_time);
+                self.fly(at, Kind::GiveUp, flight.qp, flight.number, flight.request);
+            }
+        }
+    }
+
+    /// A packet of a request that was flushed: a WRITE may land all the same, if the peer's end still takes it.
+    fn arrive_late(&mut self, flight: &Flight) {
+        let was_sent = flight.request.op == Op::Write && self.qps[flight.qp].state == State::Err;
+        if was_sent
+            && self.rng.chance(self.options.late_writes)
+            && let Some(peer) = self.peer_of(flight.qp)
+        {
+            // Whatever the peer makes of it, nobody is told any more.
+            let _ = self.move_bytes(flight.qp, peer, &flight.request);
+        }
+    }
+
+    fn give_up(&mut self, flight: &Flight) {
+        let qp = &self.qps[flight.qp];
+        let waiting = qp.queue.front().is_some_and(|&(head, _)| head == flight.number);
+        if qp.state != State::Rts || !qp.stuck || !waiting {
+            return;
+        }
+        if self.peer_of(flight.qp).is_some() {
+            // The path came back in time: the retry got through, and what waited behind it follows.
+            self.qps[flight.qp].stuck = false;
+            for index in 0..self.qps[flight.qp].queue.len() {
+                let (number, request) = self.qps[flight.qp].queue[index];
+                self.fly(self.now, Kind::Arrive, flight.qp, number, request);
+            }
+            return;
+        }
+        let local_down = !self.nics[self.qps[flight.qp].nic].link_up;
+        let status = if local_down { WcStatus::LOC_QP_OP_ERR } else { WcStatus::RETRY_EXC_ERR };
+        self.fail(flight.qp, status);
+    }
+
+    /// The queue pair at the other end, if packets reach it and it takes them.
+    fn peer_of(&self, qp: usize) -> Option<usize> {
+        let ours = &self.qps[qp];
+        let (rtr, rts) = (ours.rtr?, ours.rts?);
+        let peer = rtr.dest_qpn.get().checked_sub(FIRST_QPN)? as usize;
+        let theirs = self.qps.get(peer)?;
+        let (near, far) = (&self.nics[ours.nic], &self.nics[theirs.nic]);
+        let theirs_rtr = theirs.rtr?;
+        let source = near.gids.iter().find(|g| g.index == rtr.sgid_index)?;
+        let reaches = near.link_up && far.link_up && near.alive && far.alive && !near.cut.contains(&theirs.nic);
+        let addressed = far.gids.iter().any(|g| g.gid == rtr.dest_gid) && theirs_rtr.dest_gid == source.gid;
+        let paired = theirs_rtr.dest_qpn == ours.qpn && theirs_rtr.rq_psn.get() == rts.sq_psn.get();
+        let takes = matches!(theirs.state, State::Rtr | State::Rts);
+        (reaches && addressed && paired && takes).then_some(peer)
+    }
+
+    /// Does the request at the head of `qp`, and completes it.
+    fn execute(&mut self, qp: usize, peer: usize) {
+        let Some((_, request)) = self.qps[qp].queue.front().copied() else { return };
+        match self.move_bytes(qp, peer, &request) {
+            Ok(()) => {
+                self.qps[qp].queue.pop_front();
+                if request.signaled {
+                    self.complete(qp, &request, WcStatus::SUCCESS);
+                }
+            }
+            Err(status) => self.fail(qp, status),
+        }
+    }
+
+    fn move_bytes(&self, qp: usize, peer: usize, request: &WorkRequest) -> Result<(), WcStatus> {
+        if request.len == 0 {
+            return Ok(());
+        }
+        let mtu = |qp: usize| self.qps[qp].rtr.map(|a| a.path_mtu);
+        if mtu(qp) != mtu(peer) && request.len > mtu(qp).min(mtu(peer)).map_or(0, Mtu::bytes) {
+            return Err(if request.op == Op::Write { WcStatus::REM_INV_REQ_ERR } else { WcStatus::RETRY_EXC_ERR });
+        }
+        let len = u64::from(request.len);
+        let near = self.range(request.lkey.0, self.qps[qp].nic, request.local, len, false);
+        let (near, near_offset) = near.ok_or(WcStatus::LOC_PROT_ERR)?;
+        let far = self.range(request.rkey.0, self.qps[peer].nic, request.remote.0, len, true);
+        let (far, far_offset) = far.ok_or(WcStatus::REM_ACCESS_ERR)?;
+        let moved = match request.op {
+            Op::Read => near.copy_from(near_offset, far, far_offset, len),
+            Op::Write => far.copy_from(far_offset, near, near_offset, len),
+        };
+        moved.map_err(|_| WcStatus::LOC_PROT_ERR)
+    }
+
+    fn range(&self, key: u32, nic: usize, addr: u64, len: u64, remote: bool) -> Option<(&Memory, u64)> {
+        let mr = self.memory.get(&key).filter(|mr| mr.nic == nic && (mr.remote || !remote))?;
+        let offset = addr.checked_sub(mr.memory.addr())?;
+        let inside = offset >= mr.offset && offset.checked_add(len)? <= mr.offset + mr.len;
+        inside.then_some((&mr.memory, offset))
+    }
+
+    /// The head fails with `status`, everything behind it is flushed.
+    fn fail(&mut self, qp: usize, status: WcStatus) {
+        if let Some((_, request)) = self.qps[qp].queue.pop_front() {
+            self.complete(qp, &request, status);
+        }
+        self.qps[qp].state = State::Err;
+        self.flush(qp);
+    }
+
+    fn flush(&mut self, qp: usize) {
+        while let Some((_, request)) = self.qps[qp].queue.pop_front() {
+            self.complete(qp, &request, WcStatus::WR_FLUSH_ERR);
+        }
+    }
+
+    fn complete(&mut self, qp: usize, request: &WorkRequest, status: WcStatus) {
+        let qpn = self.qps[qp].qpn;
+        let vendor_err = if status == WcStatus::SUCCESS { 0 } else { 0x51 };
+        let cq = &mut self.cqs[self.qps[qp].cq];
+        if cq.entries.len() >= cq.depth {
+            cq.overrun = true;
+            return;
+        }
+        cq.entries.push_back(Completion { wr_id: request.wr_id, status, vendor_err, qpn });
+    }
+
+    pub(super) fn set_link(&mut self, nic: usize, up: bool) {
+        if self.nics[nic].link_up == up {
+            return;
+        }
+        self.nics[nic].link_up = up;
+        let port = PortNum(1);
+        self.nics[nic].events.push_back(if up { AsyncEvent::PortActive(port) } else { AsyncEvent::PortError(port) });
+    }
+
+    pub(super) fn set_path(&mut self, a: usize, b: usize, up: bool) {
+        for (from, to) in [(a, b), (b, a)] {
+            self.nics[from].cut.retain(|&n| n != to);
+            if !up {
+                self.nics[from].cut.push(to);
+            }
+        }
+    }
+
+    pub(super) fn kill_node(&mut self, node: &str) {
+        for nic in self.nics.iter_mut().filter(|n| n.node == node) {
+            nic.alive = false;
+        }
+    }
+
+    pub(super) fn set_mtu(&mut self, nic: usize, mtu: Mtu) {
+        self.nics[nic].mtu = mtu;
+    }
+
+    pub(super) fn shuffle_gids(&mut self, nic: usize) {
+        let shift = 1 + self.rng.below(3) as u32;
+        for entry in &mut self.nics[nic].gids {
+            entry.index = GidIndex(entry.index.0 + shift);
+        }
+        self.nics[nic].events.push_back(AsyncEvent::GidChange(PortNum(1)));
+    }
+
+    pub(super) fn ledger(&self) -> SimLedger {
+        SimLedger {
+            queue_pairs: self.qps.iter().filter(|q| q.state != State::Destroyed).count(),
+            registrations: self.memory.len(),
+        }
+    }
+}
+
+/// Both keys of a registration are one number here.
+pub(super) fn keys(key: u32) -> (Lkey, Rkey) {
+    (Lkey(key), Rkey(key))
+}
