@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error, GetOptions, Identity, PutOptions, TlsOptions};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::descriptor::MAX_BYTES;
@@ -279,6 +281,13 @@ impl EtcdStore {
                 },
                 Err(_) => StoreError::Silent { endpoint: endpoint.clone(), after: share },
             };
+            let error = match error {
+                StoreError::Unreachable { faults } if matches!(faults[..], [(_, Fault::Other(_))]) => {
+                    let left = end.saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
+                    look_again(endpoint, StoreError::Unreachable { faults }, left).await
+                }
+                error => error,
+            };
             // A connection that failed once is made anew: cheap, and it picks up a changed address.
             self.live().clients[at] = None;
             faults.push((endpoint.clone(), error));
@@ -404,14 +413,11 @@ fn judge(endpoint: &str, what: &'static str, error: &Error) -> Verdict {
         code::UNAVAILABLE | code::DEADLINE_EXCEEDED if own_words => {
             Verdict::Next(StoreError::Rejected { endpoint, what, why: message.to_owned() })
         }
-        _ if own_words => {
-            let hint = if message.contains("request is too large") {
-                " (register fewer, larger regions, or raise --max-request-bytes of etcd)"
-            } else {
-                ""
-            };
-            Verdict::Final(StoreError::Rejected { endpoint, what, why: format!("{message}{hint}") })
+        _ if message.contains("request is too large") || message.contains("larger than max") => {
+            let why = format!("{message}; register fewer, larger regions, or raise --max-request-bytes of etcd");
+            Verdict::Final(StoreError::Rejected { endpoint, what, why })
         }
+        _ if own_words => Verdict::Final(StoreError::Rejected { endpoint, what, why: message.to_owned() }),
         code::UNIMPLEMENTED => Verdict::Next(StoreError::NotEtcd { endpoint, why }),
         _ => Verdict::Next(connection(endpoint, error, why)),
     }
@@ -445,6 +451,40 @@ fn connection(endpoint: String, error: &Error, why: String) -> StoreError {
         StoreError::NotEtcd { endpoint, why }
     } else {
         StoreError::Unreachable { faults: vec![(endpoint, Fault::Other(why))] }
+    }
+}
+
+/// A connection broke off, which a server that is no etcd does, but one that just died too. Asks in plain HTTP, which
+/// etcd answers on its client port, who is there; `error` stands if that says nothing new.
+async fn look_again(endpoint: &str, error: StoreError, within: Duration) -> StoreError {
+    let Some(address) = endpoint.strip_prefix("http://").or((!endpoint.contains("://")).then_some(endpoint)) else {
+        return error;
+    };
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(format!("GET /version HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
+        let mut answer = Vec::new();
+        // A connection that breaks after the answer is as good as one that ends.
+        let _ = stream.take(2048).read_to_end(&mut answer).await;
+        Ok::<_, io::Error>(answer)
+    };
+    let not_etcd = |why: String| StoreError::NotEtcd { endpoint: endpoint.to_owned(), why };
+    match timeout(within, ask).await {
+        Ok(Ok(answer)) => {
+            let answer = String::from_utf8_lossy(&answer);
+            if answer.contains("\"etcdserver\"") {
+                error
+            } else if answer.contains("HTTPS server") {
+                not_etcd("or wants TLS".to_owned())
+            } else {
+                let begin: String = answer.lines().next().unwrap_or("").chars().take(80).collect();
+                not_etcd(format!("asked for its version, it says {begin:?}"))
+            }
+        }
+        Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => {
+            StoreError::Unreachable { faults: vec![(endpoint.to_owned(), Fault::Refused)] }
+        }
+        _ => error,
     }
 }
 
