@@ -111,6 +111,11 @@ number24! {
 impl RqPsn {
     /// What a stock Mooncake peer sends: it starts every queue pair at 0 (handshake of that engine).
     pub const STOCK: Self = Self(0);
+
+    /// The number the peer said that it will start with.
+    pub const fn from_peer(theirs: SqPsn) -> Self {
+        Self(theirs.0)
+    }
 }
 
 impl SqPsn {

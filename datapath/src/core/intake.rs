@@ -40,7 +40,10 @@ impl Core {
             Command::Destroyed { slot } => self.destroyed(usize::from(slot)),
             Command::Fenced { key } => self.fenced(key),
             Command::Unreachable { peer, cause } => self.unreachable(peer, cause),
-            Command::Stop => self.stopping = Some(self.stopping.unwrap_or(now)),
+            Command::Stop => {
+                self.stopping = Some(self.stopping.unwrap_or(now));
+                self.next_watch = now;
+            }
         }
     }
 

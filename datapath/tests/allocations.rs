@@ -1,0 +1,122 @@
+//! A turn allocates nothing and frees nothing, whatever happens in it.
+
+mod rig;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::Arc;
+
+use moonrail_datapath::nic::Op;
+use moonrail_datapath::nic::sim::SimOptions;
+use moonrail_datapath::units::Nanos;
+use moonrail_datapath::work::Work;
+
+use rig::Rig;
+
+/// Counts what the calling thread allocates and frees while it is told to.
+struct Counting;
+
+thread_local! {
+    static ON: Cell<bool> = const { Cell::new(false) };
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    static FREES: Cell<u64> = const { Cell::new(0) };
+}
+
+fn note(counter: &'static std::thread::LocalKey<Cell<u64>>) {
+    if ON.get() {
+        counter.set(counter.get() + 1);
+    }
+}
+
+#[allow(unsafe_code)]
+// SAFETY: every call is passed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note(&ALLOCATIONS);
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        note(&FREES);
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.dealloc(at, layout) }
+    }
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        note(&ALLOCATIONS);
+        // SAFETY: the caller's promise, passed on.
+        unsafe { System.realloc(at, layout, size) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// One turn of the only core, counted; the world moves and control answers outside the count.
+fn counted_turn(rig: &mut Rig) -> usize {
+    rig.now = rig.now.plus(Nanos::from_micros(1));
+    rig.world.advance(rig.now);
+    ON.set(true);
+    let done = rig.cores[0].poll_once(rig.now);
+    ON.set(false);
+    rig.answer_all();
+    done
+}
+
+#[test]
+fn a_million_turns_under_load_allocate_and_free_nothing() {
+    const TURNS: u64 = 1_000_000;
+    // Slow enough that a turn moves about a slice: 2 rails × 2 queue pairs, 4 KiB each 2 us.
+    let options = SimOptions {
+        bytes_per_second: 2_000_000_000,
+        retry_time: Nanos::from_micros(200),
+        late_writes: 0.0,
+        ..SimOptions::default()
+    };
+    let mut rig = Rig::new(11, 2, 1, options);
+    let (local, far) = (Rig::region(&rig.near, 4 << 20), Rig::region(&rig.far, 4 << 20));
+    let remote = rig.remote(&far);
+    let blocks: Vec<_> = (0..256u64).map(|i| (i * 8192, (255 - i) * 8192, 4096)).collect();
+    rig.connect(0, 0, 0, 2);
+    let mut shaky = rig.connect(0, 1, 1, 2);
+    assert!(rig.run_until(Nanos::from_secs(1), |r| r.peer.routes() == 1));
+    let slices_before = rig.counters[0].slices_done.get();
+    let (mut open, mut rounds): (Vec<Arc<Work>>, u64) = (vec![], 0);
+    for turn in 0..TURNS {
+        open.retain(|w| !w.is_terminal());
+        while open.len() < 4 {
+            let op = if rounds % 3 == 0 { Op::Write } else { Op::Read };
+            let work = rig.work(op, &local, &remote, &blocks[..64 << (rounds % 3)]);
+            rig.submit(&work);
+            open.push(work);
+            rounds += 1;
+        }
+        // Each 20,000 turns a rail dies under load, its slices go back, the other carries them, and it is repaired.
+        match turn % 20_000 {
+            5_000 => rig.world.set_link(rig.near[1].id, false),
+            8_000 => {
+                rig.world.set_link(rig.near[1].id, true);
+                shaky = rig.connect(0, 1, 1, 2);
+            }
+            _ => {}
+        }
+        counted_turn(&mut rig);
+        rig.finished.clear();
+    }
+    assert!(rig.is_proven(shaky), "the rail came back every time");
+    let slices = rig.counters[0].slices_done.get() - slices_before;
+    assert!(slices >= TURNS, "under load: {slices} slices in {TURNS} turns");
+    let counters = &rig.counters[0];
+    assert!(rig.first_errors.len() as u64 >= TURNS / 20_000, "{} rails were lost", rig.first_errors.len());
+    assert!(counters.slices_returned.get() > 1000, "{} slices were returned", counters.slices_returned.get());
+    assert!(counters.works_finished.get() > 1000);
+    assert_eq!((ALLOCATIONS.get(), FREES.get()), (0, 0), "allocations and frees inside turns");
+}
+
+/// The counter counts: without this, the test above could not fail.
+#[test]
+fn the_counter_bites() {
+    ON.set(true);
+    drop(std::hint::black_box(vec![1u8; 100]));
+    ON.set(false);
+    assert_eq!((ALLOCATIONS.get(), FREES.get()), (1, 1));
+}

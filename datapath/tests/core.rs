@@ -1,0 +1,210 @@
+//! Cores over simulated NICs: bytes, counts, faults.
+
+mod rig;
+
+use moonrail_datapath::core::Command;
+use moonrail_datapath::error::{Cause, SliceError};
+use moonrail_datapath::nic::sim::SimOptions;
+use moonrail_datapath::nic::{Op, WcStatus};
+use moonrail_datapath::units::{Nanos, PeerId};
+use moonrail_datapath::work::TransferStatus;
+
+use rig::{Rig, bytes, pattern};
+
+const SECOND: Nanos = Nanos::from_secs(1);
+
+#[test]
+fn bytes_arrive_both_ways_over_four_rails_and_every_rail_carries_some() {
+    for cores in [1, 2] {
+        let mut rig = Rig::new(1, 2, cores, SimOptions::default());
+        for (index, (a, b)) in [(0, 0), (0, 1), (1, 0), (1, 1)].into_iter().enumerate() {
+            rig.connect(index % usize::from(cores), a, b, 2);
+        }
+        let len = 8 << 20;
+        let (local, far) = (Rig::region(&rig.near, len), Rig::region(&rig.far, len));
+        let remote = rig.remote(&far);
+        assert!(rig.run_until(SECOND, |r| r.peer.routes() == (1 << cores) - 1), "trials come back");
+        local.memory().write(0, &pattern(len, 1)).unwrap();
+        let write = rig.work(Op::Write, &local, &remote, &[(0, 0, len as u64)]);
+        rig.submit(&write);
+        assert!(rig.run_until(SECOND, |_| write.completion().is_done()));
+        assert!(bytes(&far) == pattern(len, 1), "every byte is in place");
+        far.memory().write(0, &pattern(len, 2)).unwrap();
+        let read = rig.work(Op::Read, &local, &remote, &[(0, 0, len as u64)]);
+        rig.submit(&read);
+        assert!(rig.run_until(SECOND, |_| read.completion().is_done()));
+        assert!(bytes(&local) == pattern(len, 2));
+        assert_eq!(read.transfers()[0].status(), TransferStatus::Done);
+        assert_eq!(read.transfers()[0].transferred(), len as u64);
+    }
+}
+
+/// The counts that the design promises: chains behind one doorbell, and one completion for many requests.
+#[test]
+fn a_batch_of_128_small_transfers_rings_and_completes_rarely() {
+    let mut rig = Rig::new(2, 1, 1, SimOptions::default());
+    rig.connect(0, 0, 0, 2);
+    let (local, far) = (Rig::region(&rig.near, 2 << 20), Rig::region(&rig.far, 2 << 20));
+    let remote = rig.remote(&far);
+    assert!(rig.run_until(SECOND, |r| r.peer.routes() == 1));
+    assert!(rig.run_until(SECOND, |r| r.counters[0].completions.get() == 2), "both trials");
+    let before: Vec<u64> = ["doorbells", "completions", "work_requests"].map(|n| count(&rig, n)).to_vec();
+    // Every second block: nothing is contiguous.
+    let parts: Vec<_> = (0..128u64).map(|i| (i * 8192, (127 - i) * 8192, 4096)).collect();
+    for op in [Op::Write, Op::Read] {
+        let work = rig.work(op, &local, &remote, &parts);
+        rig.submit(&work);
+        assert!(rig.run_until(SECOND, |_| work.completion().is_done()));
+    }
+    let [bells, completions, requests] =
+        [0, 1, 2].map(|i| count(&rig, ["doorbells", "completions", "work_requests"][i]) - before[i]);
+    assert_eq!(requests, 256);
+    assert!(bells <= requests / 8, "{bells} doorbells for {requests} requests");
+    assert!(completions <= requests / 16, "{completions} completions for {requests} requests");
+}
+
+fn count(rig: &Rig, name: &str) -> u64 {
+    rig.counters.iter().flat_map(|c| c.list()).filter(|(n, _)| *n == name).map(|(_, v)| v).sum()
+}
+
+#[test]
+fn a_rail_that_carries_nothing_is_never_used() {
+    let mut rig = Rig::new(3, 2, 1, SimOptions::default());
+    rig.world.set_path(rig.near[0].id, rig.far[1].id, false);
+    let good = rig.connect(0, 0, 0, 1);
+    let dead = rig.connect(0, 0, 1, 1);
+    let (local, far) = (Rig::region(&rig.near, 1 << 20), Rig::region(&rig.far, 1 << 20));
+    let remote = rig.remote(&far);
+    assert!(rig.run_until(SECOND, |r| r.is_proven(good)));
+    let started = rig.now;
+    let work = rig.work(Op::Write, &local, &remote, &[(0, 0, 1 << 20)]);
+    rig.submit(&work);
+    assert!(rig.run_until(SECOND, |_| work.completion().is_done()));
+    assert!(rig.now.since(started) < Nanos::from_millis(10), "nobody waited for the dead rail's retries");
+    assert!(!rig.is_proven(dead));
+    assert!(rig.run_until(SECOND, |r| r.first_errors.len() == 1), "its trial fails, once");
+    assert_eq!(rig.first_errors[0].status, WcStatus::RETRY_EXC_ERR);
+    assert!(!rig.first_errors[0].proven);
+}
+
+#[test]
+fn what_a_dead_port_flushes_is_carried_by_the_other_rail_and_costs_no_error() {
+    for op in [Op::Read, Op::Write] {
+        let options = SimOptions { retry_time: Nanos::from_millis(20), ..SimOptions::default() };
+        let mut rig = Rig::new(4, 2, 1, options);
+        rig.connect(0, 0, 0, 2);
+        rig.connect(0, 1, 1, 2);
+        let len = 8 << 20;
+        let (local, far) = (Rig::region(&rig.near, len), Rig::region(&rig.far, len));
+        let remote = rig.remote(&far);
+        assert!(rig.run_until(SECOND, |r| r.counters[0].completions.get() == 4));
+        let (source, sink) = if op == Op::Write { (&local, &far) } else { (&far, &local) };
+        source.memory().write(0, &pattern(len, 9)).unwrap();
+        let work = rig.work(op, &local, &remote, &[(0, 0, len as u64)]);
+        rig.submit(&work);
+        for _ in 0..100 {
+            rig.turn(Nanos::from_micros(1));
+        }
+        assert!(!work.completion().is_done(), "the fault must hit in the middle");
+        rig.world.set_link(rig.near[0].id, false);
+        assert!(rig.run_until(SECOND, |_| work.completion().is_done()));
+        assert_eq!(work.transfers()[0].status(), TransferStatus::Done);
+        assert!(bytes(sink) == pattern(len, 9));
+        assert_eq!(rig.first_errors.len(), 1, "one incident, however many flushes");
+        assert!(rig.counters[0].flushes.get() > 0, "the echoes are counted");
+        assert_eq!(rig.cores[0].outstanding(), 0);
+    }
+}
+
+/// A drained WRITE may land at the peer later. So its Work is not terminal before the peer's end is fenced.
+#[test]
+fn a_work_whose_write_was_outstanding_at_a_failure_waits_for_the_fence() {
+    let options = SimOptions { retry_time: Nanos::from_millis(20), ..SimOptions::default() };
+    let mut rig = Rig::new(5, 2, 1, options);
+    rig.auto_fence = false;
+    let lost = rig.connect(0, 0, 0, 1);
+    rig.connect(0, 1, 1, 1);
+    let len = 4 << 20;
+    let (local, far) = (Rig::region(&rig.near, len), Rig::region(&rig.far, len));
+    let remote = rig.remote(&far);
+    assert!(rig.run_until(SECOND, |r| r.counters[0].completions.get() == 2));
+    let work = rig.work(Op::Write, &local, &remote, &[(0, 0, len as u64)]);
+    rig.submit(&work);
+    for _ in 0..50 {
+        rig.turn(Nanos::from_micros(1));
+    }
+    rig.world.set_link(rig.near[0].id, false);
+    assert!(rig.run_until(SECOND, |_| work.transfers()[0].status() == TransferStatus::Done));
+    assert!(!rig.run_until(SECOND, |_| work.completion().is_done()), "all bytes are there, but late ones may come");
+    rig.fence(0, lost);
+    assert!(rig.run_until(Nanos::from_millis(5), |_| work.completion().is_done()));
+}
+
+#[test]
+fn a_wrong_key_fails_its_transfer_and_not_its_neighbours() {
+    let mut rig = Rig::new(6, 1, 1, SimOptions::default());
+    rig.connect(0, 0, 0, 1);
+    let (local, far) = (Rig::region(&rig.near, 1 << 20), Rig::region(&rig.far, 1 << 20));
+    let remote = rig.remote(&far);
+    assert!(rig.run_until(SECOND, |r| r.peer.routes() == 1));
+    drop(far); // deregistered at the peer: its keys are void
+    let work = rig.work(Op::Read, &local, &remote, &[(0, 0, 4096)]);
+    rig.submit(&work);
+    assert!(rig.run_until(SECOND, |_| work.completion().is_done()));
+    let TransferStatus::Failed(error) = work.transfers()[0].status() else { panic!("must fail") };
+    assert_eq!((error.cause, error.wc_status()), (Cause::BadRequest, WcStatus::REM_ACCESS_ERR));
+}
+
+#[test]
+fn a_work_without_a_rail_asks_for_one_and_ends_with_the_cause_or_the_deadline() {
+    let mut rig = Rig::new(7, 1, 2, SimOptions::default());
+    let (local, far) = (Rig::region(&rig.near, 1 << 20), Rig::region(&rig.far, 1 << 20));
+    let remote = rig.remote(&far);
+    let work = rig.work(Op::Read, &local, &remote, &[(0, 0, 1 << 20)]);
+    rig.submit(&work);
+    assert!(rig.run_until(Nanos::from_millis(10), |r| r.wanted >= 1));
+    assert!(rig.wanted < 5, "it asks now and then, not each turn");
+    let cause = Cause::Unreachable;
+    for inbox in rig.inboxes.iter() {
+        inbox.command(Command::Unreachable { peer: PeerId(0), cause }).ok().unwrap();
+    }
+    assert!(rig.run_until(Nanos::from_millis(10), |_| work.completion().is_done()));
+    assert_eq!(work.first_error(), Some(SliceError::of(Cause::Unreachable)));
+    let late = rig.work(Op::Read, &local, &remote, &[(0, 0, 1 << 20)]);
+    rig.submit(&late);
+    assert!(!rig.run_until(Nanos::from_secs(29), |_| late.completion().is_done()));
+    assert!(rig.run_until(Nanos::from_secs(2), |_| late.completion().is_done()));
+    assert_eq!(late.first_error(), Some(SliceError::of(Cause::Deadline)));
+    assert!(rig.run_until(SECOND, |r| r.cores.iter().all(|c| c.works() == 0)), "no seat is kept");
+}
+
+#[test]
+fn a_rail_that_comes_late_serves_a_work_parked_on_another_core() {
+    let mut rig = Rig::new(8, 1, 2, SimOptions::default());
+    let (local, far) = (Rig::region(&rig.near, 1 << 20), Rig::region(&rig.far, 1 << 20));
+    let remote = rig.remote(&far);
+    let work = rig.work(Op::Read, &local, &remote, &[(0, 0, 1 << 20)]);
+    rig.submit(&work);
+    rig.run_until(Nanos::from_millis(5), |_| false);
+    let elsewhere = 1 - usize::from(work.home().0);
+    rig.connect(elsewhere, 0, 0, 1);
+    assert!(rig.run_until(SECOND, |_| work.completion().is_done()));
+    assert_eq!(work.transfers()[0].status(), TransferStatus::Done);
+}
+
+#[test]
+fn stop_gives_everything_back() {
+    let mut rig = Rig::new(9, 2, 1, SimOptions::default());
+    rig.connect(0, 0, 0, 2);
+    let key = rig.connect(0, 1, 1, 2);
+    let (local, far) = (Rig::region(&rig.near, 8 << 20), Rig::region(&rig.far, 8 << 20));
+    let remote = rig.remote(&far);
+    assert!(rig.run_until(SECOND, |r| r.is_proven(key)));
+    let work = rig.work(Op::Write, &local, &remote, &[(0, 0, 8 << 20)]);
+    rig.submit(&work);
+    rig.turn(Nanos::from_micros(1));
+    rig.inboxes[0].command(Command::Stop).ok().unwrap();
+    assert!(rig.run_until(SECOND, |r| r.cores[0].is_stopped()));
+    assert!(work.completion().is_done() && rig.stopped == 1);
+    assert_eq!(work.first_error(), Some(SliceError::of(Cause::Shutdown)));
+}
