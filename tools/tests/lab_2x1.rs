@@ -243,23 +243,22 @@ fn an_armed_queue_wakes_its_descriptor() {
     let lab = Lab::enter("armed");
     let mut pair = Pair::connect(&lab, "rail", Options::default());
     if lab.node == 0 {
-        let fd = pair.cq.event_fd().expect("a verbs queue has a descriptor");
         // More events than are acknowledged at a time; what is left over must not hold up the end.
         for round in 0..100 {
             pair.cq.arm().unwrap();
-            assert!(!readable(fd, Duration::ZERO), "nothing has happened");
+            assert!(!pair.woken(Duration::ZERO), "nothing has happened");
             let write = pair.request(Op::Write, round, 0, 0, 8);
             assert_eq!(pair.post.post(&[write]).accepted, 1);
-            assert!(readable(fd, Duration::from_secs(20)), "a completion wakes");
+            assert!(pair.woken(Duration::from_secs(20)), "a completion wakes");
             pair.cq.clear_events().unwrap();
-            assert!(!readable(fd, Duration::ZERO), "taken");
+            assert!(!pair.woken(Duration::ZERO), "taken");
             assert_eq!(take(pair.cq.as_mut(), 1)[0].wr_id.sequence, round);
         }
         // Not armed: a completion is silent.
         let write = pair.request(Op::Write, 0, 0, 0, 8);
         pair.post.post(&[write]);
         take(pair.cq.as_mut(), 1);
-        assert!(!readable(fd, Duration::from_millis(50)));
+        assert!(!pair.woken(Duration::from_millis(50)));
         pair.cq.clear_events().unwrap();
     }
     lab.barrier();

@@ -1,6 +1,6 @@
 //! One queue pair, its completion queue and a registered region, connected to the same on the other node.
 
-use std::os::fd::RawFd;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -118,6 +118,11 @@ impl Pair {
         }
     }
 
+    /// Whether the completion queue's descriptor becomes readable within `limit`.
+    pub(crate) fn woken(&self, limit: Duration) -> bool {
+        readable(self.cq.event_fd().expect("a verbs queue has a descriptor"), limit)
+    }
+
     /// Looks a little longer: no completion beyond those that were taken.
     pub(crate) fn nothing_more(&mut self) {
         std::thread::sleep(Duration::from_millis(100));
@@ -173,9 +178,9 @@ pub(crate) fn take(cq: &mut dyn CompletionQueue, n: usize) -> Vec<Completion> {
 }
 
 /// Whether a descriptor becomes readable within `limit`.
-pub(crate) fn readable(fd: RawFd, limit: Duration) -> bool {
+pub(crate) fn readable(fd: impl AsRawFd, limit: Duration) -> bool {
     let mut poll = mio::Poll::new().unwrap();
-    poll.registry().register(&mut SourceFd(&fd), mio::Token(0), mio::Interest::READABLE).unwrap();
+    poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), mio::Token(0), mio::Interest::READABLE).unwrap();
     let mut events = mio::Events::with_capacity(1);
     let until = Instant::now() + limit;
     loop {
