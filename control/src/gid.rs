@@ -262,3 +262,145 @@ pub fn reachable(local: Gid, peer: Gid) -> Reach {
     };
     if same { Reach::SameNetwork } else { Reach::SameFamily }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn v4(octets: [u8; 4]) -> Gid {
+        Gid(std::net::Ipv4Addr::from(octets).to_ipv6_mapped().octets())
+    }
+
+    fn link_local(last: u8) -> Gid {
+        Gid([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last])
+    }
+
+    fn entry(index: u32, gid: Gid, kind: GidKind, net: Option<&str>) -> GidEntry {
+        GidEntry { index: GidIndex(index), gid, kind, net_device: net.map(str::to_owned) }
+    }
+
+    fn chosen(table: &[GidEntry]) -> (u32, GidClass) {
+        let choice = choose(table, None).unwrap();
+        (choice.index.0, choice.class)
+    }
+
+    /// The table a Soft-RoCE device has, and the choice a stock engine makes on it.
+    #[test]
+    fn the_ipv4_address_beats_the_link_local_one_before_it() {
+        let table = [
+            entry(0, link_local(1), GidKind::RoceV2, Some("eth0")),
+            entry(1, v4([10, 0, 0, 1]), GidKind::RoceV2, Some("eth0")),
+        ];
+        assert_eq!(chosen(&table), (1, GidClass::NetworkPrivate));
+        let choice = choose(&table, None).unwrap();
+        assert_eq!(choice.rejected, [(GidIndex(0), "network-degraded, less good than network-private-v4".to_owned())]);
+    }
+
+    #[test]
+    fn classes_of_the_rule() {
+        use GidClass::{Degraded, Fallback, NetworkDegraded, NetworkPrivate, NetworkRoutable, Private, Routable};
+        let v2 = GidKind::RoceV2;
+        for (gid, kind, net, class) in [
+            (v4([8, 8, 8, 8]), v2, Some("eth0"), NetworkRoutable),
+            (v4([192, 168, 0, 1]), v2, Some("eth0"), NetworkRoutable),
+            (v4([8, 8, 8, 8]), v2, None, Routable),
+            (v4([172, 31, 0, 1]), v2, Some("eth0"), NetworkPrivate),
+            (v4([172, 32, 0, 1]), v2, Some("eth0"), NetworkRoutable),
+            (v4([100, 64, 0, 1]), v2, None, Private),
+            (v4([100, 128, 0, 1]), v2, None, Routable),
+            (v4([8, 8, 8, 8]), v2, Some("docker0"), NetworkDegraded),
+            (v4([8, 8, 8, 8]), v2, Some("tunl0"), NetworkDegraded),
+            (v4([8, 8, 8, 8]), v2, Some("tunl01"), NetworkRoutable),
+            (link_local(1), v2, None, Degraded),
+            (link_local(1), GidKind::Ib, None, Routable),
+            (v4([8, 8, 8, 8]), GidKind::RoceV1, Some("eth0"), Fallback),
+            (v4([8, 8, 8, 8]), GidKind::Other(9), None, Fallback),
+        ] {
+            assert_eq!(classify(&entry(0, gid, kind, net)), Some(class), "{gid} {kind:?} {net:?}");
+        }
+        assert_eq!(classify(&entry(0, Gid::ZERO, v2, Some("eth0"))), None);
+    }
+
+    #[test]
+    fn a_given_index_is_taken_or_the_error_says_which_would_do() {
+        let v2 = GidKind::RoceV2;
+        let table =
+            [entry(0, Gid::ZERO, v2, None), entry(1, v4([9, 0, 0, 1]), v2, None), entry(2, link_local(1), v2, None)];
+        let choice = choose(&table, Some(GidIndex(2))).unwrap();
+        assert_eq!((choice.gid, choice.reason, choice.rejected.len()), (link_local(1), GidReason::Fixed, 1));
+        let null = choose(&table, Some(GidIndex(0))).unwrap_err().to_string();
+        let stock = "GID is NULL, please check your GID index by specifying MC_GID_INDEX";
+        assert!(null.starts_with(stock) && null.contains("one of 1, 2"), "{null}");
+        let outside = choose(&table, Some(GidIndex(7))).unwrap_err().to_string();
+        assert!(outside.contains("outside the table of 3 entries") && outside.contains("1, 2"), "{outside}");
+        assert!(choose(&table[..1], None).unwrap_err().to_string().starts_with(stock));
+        assert_eq!(choose(&[], Some(GidIndex(0))), Err(GidError::NoGid { len: 0 }));
+    }
+
+    #[test]
+    fn reselection_passes_over_what_was_tried() {
+        let v2 = GidKind::RoceV2;
+        let table = [entry(0, v4([9, 0, 0, 1]), v2, None), entry(1, v4([9, 0, 0, 2]), v2, None)];
+        let second = choose_excluding(&table, None, &[v4([9, 0, 0, 1])]).unwrap();
+        assert_eq!(second.gid, v4([9, 0, 0, 2]));
+        assert!(second.rejected[0].1.contains("tried"));
+        assert!(choose_excluding(&table, None, &[v4([9, 0, 0, 1]), v4([9, 0, 0, 2])]).is_err());
+    }
+
+    #[test]
+    fn near_addresses_go_first_and_none_but_empty_ones_are_ruled_out() {
+        let reach = |a, b| reachable(a, b);
+        assert_eq!(reach(v4([10, 0, 0, 1]), v4([10, 0, 0, 9])), Reach::SameNetwork);
+        assert_eq!(reach(v4([10, 0, 0, 1]), v4([10, 9, 0, 9])), Reach::SameFamily);
+        assert_eq!(reach(link_local(1), link_local(2)), Reach::SameNetwork);
+        assert_eq!(reach(v4([10, 0, 0, 1]), link_local(2)), Reach::Mixed);
+        assert_eq!(reach(Gid::ZERO, link_local(2)), Reach::Never);
+    }
+
+    fn any_gid() -> impl Strategy<Value = Gid> {
+        prop_oneof![
+            2 => Just(Gid::ZERO),
+            3 => any::<[u8; 4]>().prop_map(v4),
+            2 => any::<u8>().prop_map(link_local),
+            1 => any::<[u8; 16]>().prop_map(Gid),
+        ]
+    }
+
+    fn any_table() -> impl Strategy<Value = Vec<GidEntry>> {
+        let kind = prop::sample::select(vec![GidKind::Ib, GidKind::RoceV1, GidKind::RoceV2, GidKind::Other(3)]);
+        let net = prop::option::of(prop::sample::select(vec!["", "eth0", "docker0", "tunl0", "cni0"]));
+        prop::collection::vec((any_gid(), kind, net), 0..12).prop_map(|rows| {
+            rows.into_iter().enumerate().map(|(at, (gid, kind, net))| entry(at as u32, gid, kind, net)).collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_choice_is_the_best_of_the_table(table in any_table()) {
+            let usable = table.iter().filter(|e| !e.gid.is_zero()).count();
+            match choose(&table, None) {
+                Err(error) => prop_assert_eq!((usable, error), (0, GidError::NoGid { len: table.len() })),
+                Ok(choice) => {
+                    prop_assert!(!choice.gid.is_zero());
+                    prop_assert_eq!(choice.rejected.len() + 1, usable);
+                    let better = |e: &&GidEntry| classify(e).is_some_and(|c| (c, e.index) < (choice.class, choice.index));
+                    prop_assert!(table.iter().find(better).is_none());
+                    let v2 = table.iter().any(|e| e.kind == GidKind::RoceV2 && !e.gid.is_zero());
+                    prop_assert!(!(v2 && choice.kind == GidKind::RoceV1));
+                    prop_assert_eq!(find_by_value(&table, choice.gid, choice.kind).map(|e| e.gid), Some(choice.gid));
+                }
+            }
+        }
+
+        #[test]
+        fn moving_entries_changes_the_index_and_not_the_class(table in any_table(), turn: prop::sample::Index) {
+            prop_assume!(!table.is_empty());
+            let mut moved = table.clone();
+            moved.rotate_left(turn.index(table.len()));
+            for (at, entry) in moved.iter_mut().enumerate() { entry.index = GidIndex(at as u32); }
+            let class = |table: &[GidEntry]| choose(table, None).map(|choice| choice.class);
+            prop_assert_eq!(class(&moved), class(&table));
+        }
+    }
+}

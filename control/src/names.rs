@@ -348,3 +348,104 @@ fn every_address(family: Family) -> IpAddr {
         Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_forms_of_a_name() {
+        for (text, host, port) in [
+            ("10.0.0.1:15001", "10.0.0.1", 15001),
+            ("10.0.0.1", "10.0.0.1", DEFAULT_PORT),
+            ("myname", "myname", DEFAULT_PORT),
+            ("[::1]:9", "::1", 9),
+            ("[::1]", "::1", DEFAULT_PORT),
+            ("fe80::1", "fe80::1", DEFAULT_PORT),
+            ("fe80::1%eth0:9", "fe80::1%eth0", 9),
+            ("fe80::1%eth0", "fe80::1%eth0", DEFAULT_PORT),
+            ("[fe80::1%eth0]:9", "fe80::1%eth0", 9),
+        ] {
+            assert_eq!(HostPort::parse(text), Ok(HostPort { host: host.into(), port }), "{text}");
+        }
+        assert!(matches!(HostPort::parse(":1"), Err(NameError::NoHost { .. })));
+        assert!(matches!(HostPort::parse("a@b"), Err(NameError::At { .. })));
+    }
+
+    #[test]
+    fn a_port_that_is_none_is_a_warning_and_the_default() {
+        for text in ["h:x", "h:70000", "h:0", "h:"] {
+            let parsed = HostPort::parse_with(text, 7).unwrap();
+            let warning = format!("Illegal port number in {text}. Use default port 7 instead");
+            assert_eq!((parsed.address.port, parsed.warning), (7, Some(warning)));
+        }
+    }
+
+    #[test]
+    fn whose_address_it_is() {
+        let ip = |text: &str| text.parse().unwrap();
+        assert_eq!(own_address(ip("127.0.0.1")), OwnAddress::Loopback);
+        assert_eq!(own_address(ip("::ffff:127.0.0.1")), OwnAddress::Loopback);
+        assert_eq!(own_address(ip("0.0.0.0")), OwnAddress::Unspecified);
+        assert_eq!(own_address(ip("192.0.2.77")), OwnAddress::Foreign);
+        let error = check_own_address("192.0.2.77", ip("192.0.2.77")).unwrap_err();
+        assert!(error.to_string().contains("not an address of this host"), "{error}");
+        for own in host_addresses().into_iter().filter(IpAddr::is_ipv4) {
+            assert_eq!(own_address(own), OwnAddress::Usable, "{own}");
+        }
+    }
+
+    #[test]
+    fn the_kernels_tables_are_read() {
+        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 10.0.0.0\n        /24 link UNICAST\n     |-- 10.0.0.5\n        \
+                    /32 host LOCAL\n     |-- 10.0.0.255\n        /32 link BROADCAST\n     |-- 127.0.0.1\n        \
+                    /32 host LOCAL\n     |-- 10.0.0.5\n        /32 host LOCAL\n";
+        assert_eq!(ipv4_locals(trie), [Ipv4Addr::new(10, 0, 0, 5), Ipv4Addr::LOCALHOST]);
+        let table =
+            "fe80000000000000000000000000000a 02 40 20 80 eth0\n20010db8000000000000000000000001 02 40 00 80 eth0\n";
+        assert_eq!(ipv6_locals(table), ["2001:db8::1".parse::<Ipv6Addr>().unwrap()]);
+    }
+
+    #[test]
+    fn a_range_of_ports_is_checked_as_upstream_does() {
+        assert_eq!(port_range(20000, 20010), Ok(20000..=20010));
+        for (first, last) in [(80, 2000), (20010, 20000), (32768, 40000), (20000, 60999), (20000, 70000)] {
+            let warning = format!("Invalid port range [{first}, {last}], falling back to default [15000, 17000]");
+            assert_eq!(port_range(first, last), Err(warning));
+        }
+    }
+
+    #[test]
+    fn a_taken_port_says_who_may_have_it_and_a_random_one_is_found_beside_it() {
+        let taken = TcpListener::bind(("0.0.0.0", 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let error = listen_on(port, Family::V4).unwrap_err().to_string();
+        assert!(error.contains(&port.to_string()) && error.contains("Address already in use"), "{error}");
+        assert!(matches!(listen_in(port..=port, Family::V4, 1), Err(BindError::Range { .. })));
+        let free = listen_in(RANDOM_PORTS, Family::V4, 1).unwrap();
+        assert!(RANDOM_PORTS.contains(&free.local_addr().unwrap().port()));
+    }
+
+    #[test]
+    fn the_published_address_is_one_of_this_host() {
+        if let Some(ip) = published_address(None, Family::V4) {
+            assert_eq!(own_address(ip), OwnAddress::Usable);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics_and_what_parses_survives(text in "[a-z0-9:.%\\[\\]]{0,20}|\\PC{0,12}") {
+            if let Ok(name) = HostPort::parse(&text) {
+                prop_assert!(!name.host.is_empty() && name.port != 0);
+            }
+        }
+
+        #[test]
+        fn an_address_survives_its_text(ip: IpAddr, port in 1u16..) {
+            let name = HostPort { host: ip.to_string(), port };
+            prop_assert_eq!(HostPort::parse(&name.to_string()), Ok(name));
+        }
+    }
+}

@@ -427,3 +427,6 @@ fn items<'a, T: Deserialize<'a>>(
         extra::List::TooLong => Err(DescriptorError::TooLarge { what, limit }),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -323,3 +323,6 @@ fn qp_numbers(raw: Option<&RawValue>) -> Result<Vec<Qpn>, HelloError> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;
