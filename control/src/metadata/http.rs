@@ -35,8 +35,14 @@ impl HttpStore {
     /// [`HttpStore::TIMEOUT`].
     ///
     /// # Errors
-    /// A TLS file cannot be read.
+    /// [`StoreError::Options`]: `base` is no URL, or a TLS file cannot be read.
     pub fn new(base: &str, options: &StoreOptions) -> Result<Self, StoreError> {
+        let base = base.trim();
+        let host = base.parse::<ureq::http::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
+        if host.is_none_or(|host| host.is_empty()) {
+            let why = format!("{base:?} is no URL; use http://HOST:PORT/metadata");
+            return Err(StoreError::Options { why });
+        }
         let timeout = Self::TIMEOUT.min(options.deadline);
         let mut config = ureq::Agent::config_builder()
             .proxy(None)
@@ -58,7 +64,7 @@ impl HttpStore {
             }
             config = config.tls_config(tls.build());
         }
-        Ok(Self { agent: config.build().new_agent(), base: base.trim().into() })
+        Ok(Self { agent: config.build().new_agent(), base: base.into() })
     }
 
     /// The value under `key`; `None` if there is none. Blocks.

@@ -114,6 +114,20 @@ impl EtcdServer {
     /// Stops its process in its tracks: connections stay, nothing is answered.
     pub fn freeze(&self) {
         self.signal("STOP");
+        // The signal stops each thread when it next runs: until the last has, etcd still answers.
+        let end = Instant::now() + Duration::from_secs(10);
+        while !self.all_threads_stopped() {
+            assert!(Instant::now() < end, "etcd does not stop");
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn all_threads_stopped(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("etcd's threads");
+        tasks.flatten().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('T'))
+        })
     }
 
     /// Lets it go on.
