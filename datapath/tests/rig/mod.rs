@@ -54,6 +54,9 @@ pub(crate) struct Rig {
     pub(crate) wanted: usize,
     /// Whether drained lives are fenced by themselves, as control does when the peer answered.
     pub(crate) auto_fence: bool,
+    /// How long after the drain.
+    pub(crate) fence_delay: Nanos,
+    fences: Vec<(Nanos, usize, RailKey)>,
     pub(crate) counters: Vec<Arc<CoreCounters>>,
     pub(crate) rail_counters: Arc<RailCounters>,
 }
@@ -128,6 +131,8 @@ impl Rig {
             stopped: 0,
             wanted: 0,
             auto_fence: true,
+            fence_delay: Nanos::ZERO,
+            fences: Vec::with_capacity(1 << 10),
             counters: vec![],
             rail_counters: Arc::default(),
         };
@@ -261,6 +266,10 @@ impl Rig {
                 self.answer(core, event);
             }
         }
+        while let Some(due) = self.fences.iter().position(|f| f.0 <= self.now) {
+            let (_, core, key) = self.fences.swap_remove(due);
+            self.fence(core, key);
+        }
     }
 
     /// What control does: move failed lives to ERR, collect what drained, destroy, fence.
@@ -277,7 +286,7 @@ impl Rig {
                 let Some(life) = self.lives.iter_mut().find(|l| l.key == key) else { return };
                 life.drained.push(qp);
                 if life.drained.len() == life.ours.len() && self.auto_fence {
-                    self.fence(core, key);
+                    self.fences.push((self.now.plus(self.fence_delay), core, key));
                 }
             }
             CoreEvent::Proven { key } => {
@@ -312,6 +321,11 @@ impl Rig {
             life.ours.iter_mut().for_each(|qp| qp.to_error().unwrap());
         }
         self.inboxes[core].command(Command::Retire { key }).ok().unwrap();
+    }
+
+    /// Whether the rail's newest life has failed and was taken down.
+    pub(crate) fn needs_repair(&self, rail: RailId) -> bool {
+        self.lives.iter().filter(|l| l.key.rail == rail).next_back().is_some_and(|l| l.failed && l.ours.is_empty())
     }
 
     pub(crate) fn is_proven(&self, key: RailKey) -> bool {

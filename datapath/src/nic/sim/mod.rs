@@ -31,6 +31,8 @@ pub struct SimOptions {
     pub retry_time: Nanos,
     /// Share of WRITEs that still land although their queue pair was flushed meanwhile, 0 to 1.
     pub late_writes: f64,
+    /// How much later at the most.
+    pub late_by: Nanos,
     /// Path MTU of the ports.
     pub mtu: Mtu,
 }
@@ -43,6 +45,7 @@ impl Default for SimOptions {
             bytes_per_second: 10_000_000_000,
             retry_time: Nanos::from_millis(480),
             late_writes: 0.5,
+            late_by: Nanos::from_millis(20),
             mtu: Mtu::B4096,
         }
     }

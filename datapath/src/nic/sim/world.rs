@@ -86,6 +86,8 @@ enum Kind {
     Arrive,
     /// Retried in vain.
     GiveUp,
+    /// A packet that the network kept back reaches the peer after its request was flushed.
+    Late,
 }
 
 struct Flight {
@@ -349,6 +351,7 @@ impl World {
             match flight.kind {
                 Kind::Arrive => self.arrive(&flight),
                 Kind::GiveUp => self.give_up(&flight),
+                Kind::Late => self.arrive_late(&flight),
             }
         }
         self.now = self.now.max(now);
@@ -356,9 +359,9 @@ impl World {
 
     fn arrive(&mut self, flight: &Flight) {
         let qp = &self.qps[flight.qp];
-        let Some(&(head, _)) = qp.queue.front() else { return self.arrive_late(flight) };
+        let Some(&(head, _)) = qp.queue.front() else { return };
         if flight.number < head {
-            return self.arrive_late(flight);
+            return;
         }
         if qp.state != State::Rts || qp.stuck {
             return;
@@ -378,14 +381,9 @@ impl World {
         }
     }
 
-    /// A packet of a request that was flushed: a WRITE may land all the same, if the peer's end still takes it.
+    /// A WRITE that was flushed lands all the same, if the peer's end still takes it. Nobody is told.
     fn arrive_late(&mut self, flight: &Flight) {
-        let was_sent = flight.request.op == Op::Write && self.qps[flight.qp].state == State::Err;
-        if was_sent
-            && self.rng.chance(self.options.late_writes)
-            && let Some(peer) = self.peer_of(flight.qp)
-        {
-            // Whatever the peer makes of it, nobody is told any more.
+        if let Some(peer) = self.peer_of(flight.qp) {
             let _ = self.move_bytes(flight.qp, peer, &flight.request);
         }
     }
@@ -469,7 +467,8 @@ impl World {
 
     /// The head fails with `status`, everything behind it is flushed.
     fn fail(&mut self, qp: usize, status: WcStatus) {
-        if let Some((_, request)) = self.qps[qp].queue.pop_front() {
+        if let Some((number, request)) = self.qps[qp].queue.pop_front() {
+            self.keep_back(qp, number, request);
             self.complete(qp, &request, status);
         }
         self.qps[qp].state = State::Err;
@@ -477,8 +476,17 @@ impl World {
     }
 
     fn flush(&mut self, qp: usize) {
-        while let Some((_, request)) = self.qps[qp].queue.pop_front() {
+        while let Some((number, request)) = self.qps[qp].queue.pop_front() {
+            self.keep_back(qp, number, request);
             self.complete(qp, &request, WcStatus::WR_FLUSH_ERR);
+        }
+    }
+
+    /// The network may still hold packets of a WRITE that its sender has given up.
+    fn keep_back(&mut self, qp: usize, number: u64, request: WorkRequest) {
+        if request.op == Op::Write && self.rng.chance(self.options.late_writes) {
+            let at = self.now.plus(Nanos(self.rng.below(self.options.late_by.0 + 1)));
+            self.fly(at, Kind::Late, qp, number, request);
         }
     }
 
