@@ -1,0 +1,245 @@
+//! What a run prints: latency and rate of each measurement, what each rail carried, what the cores counted.
+
+use std::fmt::Write as _;
+
+use hdrhistogram::Histogram;
+use moonrail::{Engine, Op};
+use serde_json::{Value, json};
+
+use super::load::{Outcome, name};
+use super::plan::{Layout, Plan};
+use crate::table::{Align, Table};
+use crate::units;
+
+/// One finished measurement.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// What it did.
+    pub plan: Plan,
+    /// What it found.
+    pub outcome: Outcome,
+}
+
+/// What one rail carried.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RailShare {
+    /// Our NIC.
+    pub nic: String,
+    /// The peer's NIC.
+    pub peer_nic: String,
+    /// Its state now.
+    pub state: String,
+    /// Bytes it moved since the engine started.
+    pub bytes: u64,
+}
+
+/// The rails to a peer, by name.
+pub fn rails(engine: &Engine, peer: &str) -> Vec<RailShare> {
+    let mut rails: Vec<RailShare> = engine
+        .rails()
+        .into_iter()
+        .filter(|rail| rail.peer == peer)
+        .map(|rail| RailShare { nic: rail.nic, peer_nic: rail.peer_nic, state: rail.state, bytes: rail.bytes })
+        .collect();
+    rails.sort_by(|a, b| (&a.nic, &a.peer_nic).cmp(&(&b.nic, &b.peer_nic)));
+    rails
+}
+
+const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
+
+fn percentiles(latency: &Histogram<u64>) -> impl Iterator<Item = String> + '_ {
+    QUANTILES.iter().map(|(_, q)| latency.value_at_quantile(*q)).chain([latency.max()]).map(units::span)
+}
+
+/// Two tables: what was moved, and how long a batch took.
+pub fn runs_text(runs: &[Run]) -> String {
+    use Align::{Left, Right};
+    let mut moved = Table::new(&[
+        ("op", Left),
+        ("block", Right),
+        ("batch", Right),
+        ("threads", Right),
+        ("batches", Right),
+        ("bytes", Right),
+        ("rate", Right),
+        ("verified", Right),
+    ]);
+    let mut latency = latency_table();
+    for Run { plan: Plan { op, layout: Layout { block, batch, threads, .. }, .. }, outcome } in runs {
+        let verified = if outcome.verified == 0 { "no".to_owned() } else { units::size(outcome.verified) };
+        moved.row([
+            name(*op).to_owned(),
+            units::size(*block),
+            batch.to_string(),
+            threads.to_string(),
+            outcome.batches.to_string(),
+            units::size(outcome.bytes),
+            units::rate(outcome.bytes, outcome.elapsed),
+            verified,
+        ]);
+        latency_row(&mut latency, *op, *block, &outcome.latency);
+    }
+    format!("{}\nlatency of a batch\n{}", moved.render(0), latency.render(0))
+}
+
+fn latency_table() -> Table {
+    let mut columns = vec![("op", Align::Left), ("block", Align::Right)];
+    columns.extend(QUANTILES.iter().map(|(name, _)| (*name, Align::Right)));
+    columns.push(("max", Align::Right));
+    Table::new(&columns)
+}
+
+fn latency_row(table: &mut Table, op: Op, block: u64, latency: &Histogram<u64>) {
+    table.row([name(op).to_owned(), units::size(block)].into_iter().chain(percentiles(latency)));
+}
+
+/// The latency table alone.
+pub fn latency_text(run: &Run) -> String {
+    let mut table = latency_table();
+    latency_row(&mut table, run.plan.op, run.plan.layout.block, &run.outcome.latency);
+    format!("latency of a batch\n{}", table.render(0))
+}
+
+/// What each rail carried, and what the cores counted.
+pub fn rails_text(engine: &Engine, rails: &[RailShare]) -> String {
+    let mut table = Table::new(&[
+        ("rail", Align::Left),
+        ("peer NIC", Align::Left),
+        ("bytes", Align::Right),
+        ("share", Align::Right),
+        ("state", Align::Left),
+    ]);
+    let all: u64 = rails.iter().map(|rail| rail.bytes).sum();
+    for rail in rails {
+        table.row([
+            rail.nic.clone(),
+            rail.peer_nic.clone(),
+            units::size(rail.bytes),
+            percent(rail.bytes, all),
+            rail.state.clone(),
+        ]);
+    }
+    let mut text = table.render(0);
+    let counters = engine.counters();
+    let sum = |field: fn(&moonrail::CoreCounters) -> u64| counters.cores.iter().map(field).sum::<u64>();
+    let _ = writeln!(
+        text,
+        "cores {}: {} work requests, {} doorbells, {} completions, {} retries",
+        counters.cores.len(),
+        sum(|c| c.work_requests),
+        sum(|c| c.doorbells),
+        sum(|c| c.completions),
+        sum(|c| c.retries),
+    );
+    for incident in engine.incidents() {
+        let _ = writeln!(text, "incident with {} at {:.1?}: {}", incident.peer, incident.at, incident.text);
+    }
+    text
+}
+
+fn percent(part: u64, all: u64) -> String {
+    if all == 0 { "-".to_owned() } else { format!("{:.1} %", part as f64 * 100.0 / all as f64) }
+}
+
+/// One measurement as JSON.
+pub fn run_json(run: &Run) -> Value {
+    let Run { plan, outcome } = run;
+    let seconds = outcome.elapsed.as_secs_f64();
+    json!({
+        "op": name(plan.op),
+        "block": plan.layout.block,
+        "stride": plan.layout.stride,
+        "batch": plan.layout.batch,
+        "threads": plan.layout.threads,
+        "batches": outcome.batches,
+        "bytes": outcome.bytes,
+        "verified_bytes": outcome.verified,
+        "first_iteration": plan.first_iteration,
+        "seconds": seconds,
+        "bytes_per_second": if seconds > 0.0 { outcome.bytes as f64 / seconds } else { 0.0 },
+        "stopped": outcome.stopped,
+        "latency_ns": {
+            "p50": outcome.latency.value_at_quantile(0.5),
+            "p90": outcome.latency.value_at_quantile(0.9),
+            "p99": outcome.latency.value_at_quantile(0.99),
+            "p99_9": outcome.latency.value_at_quantile(0.999),
+            "max": outcome.latency.max(),
+            "mean": outcome.latency.mean(),
+        },
+    })
+}
+
+/// Rails, cores and incidents as JSON.
+pub fn engine_json(engine: &Engine, rails: &[RailShare]) -> Value {
+    let all: u64 = rails.iter().map(|rail| rail.bytes).sum();
+    let rails: Vec<Value> = rails
+        .iter()
+        .map(|rail| {
+            let share = if all == 0 { 0.0 } else { rail.bytes as f64 / all as f64 };
+            json!({ "nic": rail.nic, "peer_nic": rail.peer_nic, "state": rail.state, "bytes": rail.bytes, "share": share })
+        })
+        .collect();
+    let cores: Vec<Value> = engine
+        .counters()
+        .cores
+        .iter()
+        .map(|c| {
+            json!({
+                "core": c.core, "work_requests": c.work_requests, "doorbells": c.doorbells,
+                "completions": c.completions, "bytes": c.bytes, "slices": c.slices, "retries": c.retries,
+            })
+        })
+        .collect();
+    let incidents: Vec<Value> = engine
+        .incidents()
+        .iter()
+        .map(|i| json!({ "at_seconds": i.at.as_secs_f64(), "peer": i.peer, "text": i.text, "closed": i.closed }))
+        .collect();
+    json!({ "rails": rails, "cores": cores, "incidents": incidents })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::load::histogram;
+    use crate::bench::plan::{Limit, Verify};
+    use std::time::Duration;
+
+    fn run(block: u64) -> Run {
+        let mut latency = histogram();
+        (1..=1000u64).for_each(|n| latency.saturating_record(n * 1_000_000));
+        let layout = Layout::new(block, block, 128, 12).unwrap();
+        let plan = Plan {
+            op: Op::Write,
+            layout,
+            limit: Limit::Batches(1),
+            verify: Verify::No,
+            timeout: Duration::from_secs(1),
+            first_iteration: 0,
+        };
+        let outcome = Outcome {
+            batches: 1000,
+            bytes: 1000 * layout.batch_bytes(),
+            verified: 1000 * layout.batch_bytes(),
+            elapsed: Duration::from_secs(10),
+            latency,
+            stopped: false,
+        };
+        Run { plan, outcome }
+    }
+
+    #[test]
+    fn tables_fit_80_columns() {
+        let text = runs_text(&[run(4096), run(8 << 20)]);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(text.contains("p99.9") && text.contains("1000.34 ms") || text.contains("1000.00 ms"), "{text}");
+    }
+
+    #[test]
+    fn json_holds_the_same_figures() {
+        let json = run_json(&run(4096));
+        assert_eq!(json["batches"], 1000);
+        assert_eq!(json["verified_bytes"], json["bytes"]);
+        assert!(json["latency_ns"]["p50"].as_u64().unwrap().abs_diff(500_000_000) < 1_000_000);
+    }
+}

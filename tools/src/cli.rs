@@ -1,0 +1,170 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::failure::STATUS_HELP;
+use crate::units::{parse_size, parse_span};
+
+/// Inspects RDMA NICs, offers memory, and measures transfers.
+#[derive(Parser, Debug)]
+#[command(name = "moonrail", version, after_help = STATUS_HELP, max_term_width = 80)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Show every RDMA NIC: port, MTU, GIDs, which GID is used and why, limits
+    Nics(NicsArgs),
+    /// Offer memory to other nodes until SIGINT or SIGTERM
+    Serve(ServeArgs),
+    /// Move blocks to or from another node's memory and measure it
+    Bench(BenchArgs),
+}
+
+/// `moonrail nics`
+#[derive(Args, Debug)]
+#[command(after_help = "Exit status: 0 if at least one NIC can be used, 1 if none can, 2 wrong usage.")]
+pub struct NicsArgs {
+    /// Print JSON, one object per device and port
+    #[arg(long)]
+    pub json: bool,
+    /// Show it again every so often until SIGINT or SIGTERM
+    #[arg(long, value_parser = parse_span, value_name = "TIME", num_args = 0..=1, default_missing_value = "2s")]
+    pub watch: Option<Duration>,
+}
+
+/// How a core waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Poll {
+    /// Poll, and sleep when there is nothing to do
+    Adaptive,
+    /// Poll without pause: one processor each, lowest latency
+    Busy,
+}
+
+/// What makes this process a node; the same for `serve` and `bench`.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "This node")]
+pub struct NodeArgs {
+    /// Where nodes find each other: P2PHANDSHAKE (no server), etcd://HOST:PORT[,HOST:PORT…] or http://HOST:PORT/metadata
+    #[arg(long, default_value = "P2PHANDSHAKE", value_name = "URI")]
+    pub metadata: String,
+    /// Name or address of this node, as other nodes can reach it [default: chosen from the interfaces]
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub name: Option<String>,
+    /// RDMA NICs to use, or `auto` for all that can be used
+    #[arg(long, value_delimiter = ',', default_value = "auto", value_name = "NIC,…")]
+    pub nics: Vec<String>,
+    /// File with a NIC priority matrix: {"cpu:0": [["preferred", …], ["other", …]]}
+    #[arg(long, value_name = "FILE", conflicts_with = "nics")]
+    pub nic_priority_matrix: Option<PathBuf>,
+    /// Polling threads [default: processors - 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub cores: Option<u16>,
+    /// How a polling thread waits
+    #[arg(long, value_enum, default_value = "adaptive")]
+    pub poll: Poll,
+    /// TCP port for handshakes [default: the one in --name, else a free one]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+}
+
+/// `moonrail serve`
+#[derive(Args, Debug)]
+#[command(after_help = STATUS_HELP)]
+pub struct ServeArgs {
+    /// Bytes of each buffer
+    #[arg(long, default_value = "64MiB", value_parser = parse_size)]
+    pub size: u64,
+    /// Buffers to offer
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub buffers: u16,
+    /// Let `bench --verify` have its pattern checked and filled here, in the memory itself
+    #[arg(long)]
+    pub verify: bool,
+    /// Print name and buffers as JSON instead of `listening on …`
+    #[arg(long)]
+    pub json: bool,
+    /// This node.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// Direction of a measurement.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Operation {
+    /// The other node's memory to ours
+    Read,
+    /// Our memory to the other node's
+    Write,
+    /// First WRITE, then READ
+    Both,
+}
+
+/// `moonrail bench`
+#[derive(Args, Debug)]
+#[command(after_help = "With --mode=initiator or --mode=target this command stands in for Mooncake's \
+    transfer_engine_bench: its flags, defaults and syntax (moonrail bench --mode=target --help lists them).\n\n\
+    Exit status: 0 done, 1 the run failed or a byte was wrong, 2 wrong usage (1 with --mode, as that program).")]
+pub struct BenchArgs {
+    /// Segment to open: the name a node was given, or HOST:PORT of one without a metadata server
+    #[arg(value_name = "SEGMENT|HOST:PORT")]
+    pub segment: String,
+    /// What to measure
+    #[arg(long, value_enum, default_value = "write")]
+    pub op: Operation,
+    /// Bytes of a block, one measurement each
+    #[arg(long, value_delimiter = ',', default_value = "64KiB", value_parser = parse_size, value_name = "SIZE,…")]
+    pub block: Vec<u64>,
+    /// Blocks submitted together
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub batch: u32,
+    /// Threads that submit
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: u32,
+    /// How long each measurement takes [default: 10s]
+    #[arg(long, value_parser = parse_span, value_name = "TIME", conflicts_with = "iterations")]
+    pub duration: Option<Duration>,
+    /// Batches of each thread in each measurement, instead of a time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub iterations: Option<u64>,
+    /// Check every byte that was moved; one wrong byte fails the run
+    #[arg(long)]
+    pub verify: bool,
+    /// With --verify: have the other node (`serve --verify`) fill and check its own memory, too
+    #[arg(long, requires = "verify")]
+    pub ask_target: bool,
+    /// Bytes between the blocks of a batch; more than a block keeps them from being merged into one request
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+    pub stride: Option<u64>,
+    /// First buffer of the other node to use
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub buffer: usize,
+    /// Longest time a batch may take, at least 5s
+    #[arg(long, value_parser = parse_span, default_value = "30s", value_name = "TIME")]
+    pub timeout: Duration,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+    /// This node.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,39 @@
+//! The `moonrail` command.
+//!
+//! In the order an operator meets them: [`cli`] reads the command line, [`gflags`] the one of `transfer_engine_bench`;
+//! [`node`] makes an engine of it; [`nics`], [`serve`] and [`bench`] are the subcommands; [`failure`] says how it ends.
+//! [`units`], [`table`], [`say`], [`progress`] and [`signal`] are what they share.
+
+pub mod bench;
+pub mod cli;
+pub mod failure;
+pub mod gflags;
+pub mod nics;
+pub mod node;
+pub mod progress;
+pub mod say;
+pub mod serve;
+pub mod signal;
+pub mod table;
+pub mod units;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Runs the command line `args`, the program's name first.
+pub fn main(args: &[String]) -> ExitCode {
+    let program = args.first().map_or("moonrail", String::as_str);
+    if std::path::Path::new(program).file_name().is_some_and(|name| name == "transfer_engine_bench") {
+        return bench::mooncake::run(&args[1..]);
+    }
+    if args.get(1).is_some_and(|word| word == "bench") && bench::mooncake::is_meant(&args[2..]) {
+        return bench::mooncake::run(&args[2..]);
+    }
+    let done = match cli::Cli::parse_from(args).command {
+        cli::Command::Nics(args) => nics::run(&args),
+        cli::Command::Serve(args) => serve::run(&args),
+        cli::Command::Bench(args) => bench::run(&args),
+    };
+    done.unwrap_or_else(|failure| failure.report())
+}

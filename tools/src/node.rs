@@ -1,0 +1,100 @@
+//! From the options of a node to a running engine.
+
+use std::time::Duration;
+
+use moonrail::{Engine, EngineBuilder, PollMode, Region};
+
+use crate::cli::{NodeArgs, Poll};
+use crate::failure::{Failure, Result};
+
+/// How long an engine may take to end what is in flight before it is cut.
+pub const SHUTDOWN_WITHIN: Duration = Duration::from_secs(10);
+/// Rails that carry something take this long at most to come up; more is told as an error.
+pub const SHORTEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The builder that the options describe.
+pub fn builder(args: &NodeArgs) -> Result<EngineBuilder> {
+    let name = name(args)?;
+    let mut builder = Engine::builder().metadata(args.metadata.as_str());
+    if let Some(name) = name {
+        builder = builder.name(name);
+    }
+    if let Some(path) = &args.nic_priority_matrix {
+        builder = builder.nic_priority_matrix_file(path);
+    } else if args.nics != ["auto"] {
+        builder = builder.nics(args.nics.iter().map(String::as_str));
+    }
+    if let Some(cores) = args.cores {
+        builder = builder.cores(usize::from(cores));
+    }
+    Ok(builder.poll_mode(match args.poll {
+        Poll::Adaptive => PollMode::Adaptive,
+        Poll::Busy => PollMode::Busy,
+    }))
+}
+
+/// Starts the engine.
+pub fn start(builder: EngineBuilder) -> Result<Engine> {
+    builder.build().map_err(|e| Failure::told(&e))
+}
+
+/// Offers or takes `bytes` of zeroed memory.
+pub fn allocate(engine: &Engine, bytes: u64, location: &str) -> Result<Region> {
+    let len = usize::try_from(bytes)
+        .map_err(|_| Failure::usage(format!("{bytes} bytes do not fit this machine"), "choose a smaller size"))?;
+    engine.allocate(len, location).map_err(|e| Failure::told(&e))
+}
+
+fn name(args: &NodeArgs) -> Result<Option<String>> {
+    let Some(port) = args.port else { return Ok(args.name.clone()) };
+    let host = match &args.name {
+        Some(name) if has_port(name) => {
+            return Err(Failure::usage(
+                format!("--name {name} holds a port, and --port {port} is another"),
+                "give one of them",
+            ));
+        }
+        Some(name) => name.clone(),
+        None => host_name(),
+    };
+    Ok(Some(format!("{host}:{port}")))
+}
+
+/// `host:1`, `1.2.3.4:1`, `[::1]:1`; not `::1`.
+fn has_port(name: &str) -> bool {
+    match name.rsplit_once(':') {
+        Some((host, _)) => !host.contains(':') || host.ends_with(']'),
+        None => false,
+    }
+}
+
+/// The name the kernel knows this machine by.
+pub fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn node(line: &str) -> NodeArgs {
+        let words = ["moonrail", "serve"].into_iter().chain(line.split_whitespace());
+        match crate::cli::Cli::parse_from(words).command {
+            crate::cli::Command::Serve(args) => args.node,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn name_and_port_make_one_name() {
+        assert_eq!(name(&node("--name a --port 5")), Ok(Some("a:5".into())));
+        assert_eq!(name(&node("--name a:5")), Ok(Some("a:5".into())));
+        assert_eq!(name(&node("--port 5")), Ok(Some(format!("{}:5", host_name()))));
+        assert_eq!(name(&node("")), Ok(None));
+        assert!(name(&node("--name a:4 --port 5")).is_err());
+        assert!(has_port("[::1]:4") && !has_port("::1") && !has_port("[::1]"));
+    }
+}
