@@ -1,11 +1,15 @@
 //! moonrail's control thread.
 
+pub mod brain;
 pub mod config;
+pub mod connect;
 pub mod error;
 pub mod gid;
 pub mod handle;
+pub mod handshake;
 pub mod metadata;
 pub mod names;
+pub mod repair;
 pub mod wire;
 
 pub use config::{

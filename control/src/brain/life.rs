@@ -1,0 +1,549 @@
+//! A rail from connected to buried.
+//!
+//! ```text
+//!  Whole ──(first error, port down, peer restarted)──▶ retired: core told, queue pairs moved to ERR
+//!        ──▶ drained: the core gave every half back     ──▶ a new life is begun, with back-off
+//!        ──▶ fenced: the peer's end is proven retired   ──▶ core told, queue pairs destroyed
+//! ```
+//!
+//! What proves it: the peer accepted, or presented, fresh queue pairs for the same pair of NICs; or it is another
+//! incarnation on the same host. Time, refused connections and a lost lease prove nothing.
+
+use moonrail_datapath::core::port::{Command, CoreEvent, RailKey};
+use moonrail_datapath::error::{Cause, FaultClass, FirstError, classify};
+use moonrail_datapath::nic::{Op, PostHalf, WcStatus};
+use moonrail_datapath::units::{CoreId, Nanos, NicId, PeerId};
+
+use super::event::{Action, Answer, Token};
+use super::rail::{End, Life, OldLife};
+use super::{Brain, INCIDENTS, Kind, Pending, Timer};
+use crate::config::LogLevel;
+use crate::connect::{JobKind, Outcome, Unused};
+use crate::handle::Incident;
+
+/// Attempts at every rail after which a peer counts as unreachable…
+const ROUNDS: u32 = 3;
+/// …but not before this time has passed since the first.
+const PATIENCE: Nanos = Nanos::from_secs(2);
+/// Lives that need no fence are kept this long before their queue pairs are destroyed without proof, so that their
+/// numbers do not come back under a late packet.
+const UNPROVEN_FOR: Nanos = Nanos::from_secs(60);
+/// Such lives kept per rail.
+const UNPROVEN_MAX: usize = 8;
+
+/// What a completion said, for the incident.
+#[derive(Default)]
+struct Seen {
+    status: Option<u32>,
+    vendor_err: u32,
+    age: Nanos,
+}
+
+impl Brain {
+    pub(super) fn core_event(&mut self, core: CoreId, event: CoreEvent) {
+        match event {
+            CoreEvent::FirstError { key, error } => self.first_error(key, &error),
+            CoreEvent::Drained { key, qp, flushed, needs_fence } => self.drained(key, qp, flushed, needs_fence),
+            CoreEvent::Overdue { key, slot, qp } => self.overdue(key, slot, qp),
+            CoreEvent::Proven { key } => self.proven(key),
+            CoreEvent::Wanted { peer } => self.wanted(peer),
+            // The driver takes these two off before they get here; a simulation may not.
+            CoreEvent::Finished(work) => {
+                work.completion().wake();
+                self.run(NicId(0), JobKind::Discard(Box::new(work)), Pending::Destroy);
+            }
+            CoreEvent::Released(work) => {
+                self.run(NicId(0), JobKind::Discard(Box::new(work)), Pending::Destroy);
+            }
+            CoreEvent::CqLost { nic } => self.cq_lost(core, nic),
+            CoreEvent::Stopped => {
+                self.cores_left = self.cores_left.saturating_sub(1);
+                if self.stopping {
+                    self.maybe_stopped();
+                }
+            }
+        }
+    }
+
+    fn first_error(&mut self, key: RailKey, error: &FirstError) {
+        let Some(rail) = self.living(key) else { return };
+        let class = classify(error.status);
+        let End::Whole(life) = &self.rails[rail].end else { return };
+        let (mtu, moonrail) = (life.mtu, life.theirs.is_moonrail());
+        // A stock peer does not say its MTU; a path that never worked may only need the right one.
+        let mut note = String::new();
+        let unsure = class == FaultClass::MtuOrRequest || class == FaultClass::Path && !error.proven;
+        if unsure
+            && !moonrail
+            && let Some(next) = self.rails[rail].mtu.suspect(mtu)
+        {
+            note = format!("; path MTU {mtu} may not be the peer's, trying {next} (set MC_MTU alike on both ends)");
+        }
+        let op = match error.op {
+            Op::Read => "READ",
+            Op::Write => "WRITE",
+        };
+        let text = format!(
+            "Worker: Process failed for slice: {} (status {}, vendor {:#x}) on QP {}, {op} of {} bytes, local {:#x}, remote {:#x}, \
+             {:?} after it was posted, {} behind it flushed{note}; {}",
+            error.status.text(),
+            error.status.0,
+            error.vendor_err,
+            error.qpn,
+            error.len,
+            error.local,
+            error.remote.0,
+            error.age.to_duration(),
+            error.behind,
+            advice(error.status, class),
+        );
+        let seen = Seen { status: Some(error.status.0), vendor_err: error.vendor_err, age: error.age };
+        self.open_incident(rail, &text, &seen);
+        self.retire(rail);
+        let peer = self.rails[rail].peer;
+        if error.status == WcStatus::REM_ACCESS_ERR {
+            // The peer may have registered anew: its keys are asked for again.
+            self.peer_mut(peer).stale = true;
+            self.fetch(peer);
+        }
+        // What drains is connected again; a wrong request is no reason to wait.
+        let wait = self.rails[rail].backoff.fail(&mut self.random);
+        let wait = if class == FaultClass::Request { Nanos::ZERO } else { wait };
+        self.retry_in(rail, wait);
+        self.check_reach(peer);
+    }
+
+    /// The rail whose present life this is.
+    fn living(&self, key: RailKey) -> Option<usize> {
+        let rail = key.rail.0 as usize;
+        matches!(&self.rails.get(rail)?.end, End::Whole(life) if life.key == key).then_some(rail)
+    }
+
+    fn proven(&mut self, key: RailKey) {
+        let Some(rail) = self.living(key) else { return };
+        let now = self.now;
+        let state = &mut self.rails[rail];
+        if let End::Whole(life) = &mut state.end {
+            life.proven = true;
+        }
+        state.backoff.reset();
+        state.mtu.works();
+        (state.failing_since, state.trouble) = (None, None);
+        let incident = state.incident.take();
+        let peer = state.peer;
+        let state = self.peer_mut(peer);
+        (state.unreachable, state.cause) = (false, None);
+        let Some(number) = incident else { return };
+        let Some(incident) = self.incidents.iter_mut().find(|i| i.number == number) else { return };
+        incident.closed = Some(now);
+        let text = format!(
+            "incident {number} closed: {} to {}@{} carries data again, {:?} after it opened, {} attempt(s), {} flushed",
+            incident.local_nic,
+            incident.peer,
+            incident.peer_nic,
+            now.since(incident.opened).to_duration(),
+            incident.attempts,
+            incident.flushed
+        );
+        self.log(LogLevel::Info, text);
+    }
+
+    // ---- the end of a life ----
+
+    /// Ends whatever the rail has, for a reason that is not of its own making; it is tried again after its back-off.
+    pub(super) fn lose(&mut self, rail: usize, why: &str) {
+        match &self.rails[rail].end {
+            End::Whole(_) => {
+                self.open_incident(rail, why, &Seen::default());
+                self.retire(rail);
+                let wait = self.rails[rail].backoff.fail(&mut self.random);
+                self.retry_in(rail, wait);
+                self.check_reach(self.rails[rail].peer);
+            }
+            End::Half { .. } | End::Asking { .. } => {
+                self.drop_end(rail);
+                self.attempt_failed(rail, why);
+            }
+            End::Down | End::Making(_) | End::Connecting { .. } => {}
+        }
+    }
+
+    /// The peer presents fresh queue pairs: ends the present life without blaming anybody.
+    pub(super) fn replace(&mut self, rail: usize) {
+        if let End::Whole(life) = &self.rails[rail].end {
+            let used = life.proven;
+            let text = "the peer connects anew (restarted, or saw an error that we did not): Retiring stale endpoint";
+            if used {
+                self.open_incident(rail, text, &Seen::default());
+            }
+        }
+        self.retire(rail);
+        self.drop_end(rail);
+    }
+
+    /// Takes the present life from the core. It becomes an old one.
+    fn retire(&mut self, rail: usize) {
+        let Life { key, ours, theirs, admins, .. } = match std::mem::replace(&mut self.rails[rail].end, End::Down) {
+            End::Whole(life) => life,
+            end => {
+                self.rails[rail].end = end;
+                return;
+            }
+        };
+        let (core, nic) = (self.rails[rail].core, self.rails[rail].nic);
+        self.command(core, Command::Retire { key });
+        let failing = self.run(nic, JobKind::Fail { admins }, Pending::Fail { rail });
+        let own_path = self.own_nic(nic).path;
+        let state = &mut self.rails[rail];
+        state.old.push(OldLife {
+            key,
+            core,
+            qps: ours.qpns.len(),
+            admins: Vec::new(),
+            failing: Some(failing),
+            posts: Vec::new(),
+            overdue: Vec::new(),
+            gone: 0,
+            needs_fence: false,
+            // A loop has no other end than ours.
+            proof: state.peer_path == own_path,
+            since: self.now,
+            incarnation: theirs.incarnation,
+            boot_id: theirs.boot_id,
+            peer_gid: theirs.gid,
+        });
+    }
+
+    /// The queue pairs of an old life are in ERR.
+    pub(super) fn failed(&mut self, rail: usize, token: Token, outcome: Outcome) {
+        let Some(life) = self.rails[rail].old.iter_mut().find(|life| life.failing == Some(token)) else { return };
+        life.failing = None;
+        match outcome {
+            Outcome::Failed(admins) => life.admins = admins,
+            // The job died with our halves: nothing of this life will ever be destroyed, nor can its numbers come back.
+            _ => life.gone = life.qps - life.posts.len().min(life.qps),
+        }
+        let overdue: Vec<(u16, PostHalf)> = life.overdue.drain(..).collect();
+        let key = life.key;
+        for (slot, qp) in overdue {
+            self.overdue(key, slot, qp);
+        }
+        self.bury(rail);
+        self.attempt(rail);
+    }
+
+    fn old_life(&mut self, key: RailKey) -> Option<&mut OldLife> {
+        self.rails.get_mut(key.rail.0 as usize)?.old.iter_mut().find(|life| life.key == key)
+    }
+
+    fn drained(&mut self, key: RailKey, qp: PostHalf, flushed: u32, needs_fence: bool) {
+        if self.living(key).is_some() {
+            // The core gives it back unasked: it is stopping.
+            self.retire(key.rail.0 as usize);
+        }
+        let Some(life) = self.old_life(key) else {
+            self.run(NicId(0), JobKind::Discard(Box::new(qp)), Pending::Destroy);
+            return;
+        };
+        life.posts.push(qp);
+        life.needs_fence |= needs_fence;
+        let rail = key.rail.0 as usize;
+        if let Some(number) = self.rails[rail].incident
+            && let Some(incident) = self.incidents.iter_mut().find(|i| i.number == number)
+        {
+            incident.flushed = incident.flushed.saturating_add(flushed);
+        }
+        self.bury(rail);
+        self.attempt(rail);
+        if self.stopping {
+            self.maybe_stopped();
+        }
+    }
+
+    /// A queue pair in ERR does not drain: destroying it is then the outcome of what it holds.
+    fn overdue(&mut self, key: RailKey, slot: u16, qp: PostHalf) {
+        let rail = key.rail.0 as usize;
+        let Some(life) = self.old_life(key) else {
+            self.run(NicId(0), JobKind::Discard(Box::new(qp)), Pending::Destroy);
+            return;
+        };
+        life.needs_fence = true;
+        if life.failing.is_some() {
+            life.overdue.push((slot, qp));
+            return;
+        }
+        let core = life.core;
+        let number = qp.qpn();
+        let unused = if let Some(at) = life.admins.iter().position(|admin| admin.qpn() == number) {
+            Unused { drained: vec![(life.admins.remove(at), qp)], ..Unused::default() }
+        } else {
+            self.run(NicId(0), JobKind::Discard(Box::new(qp)), Pending::Destroy);
+            return;
+        };
+        let nic = self.rails[rail].nic;
+        let device = self.nics[usize::from(nic.0)].name.clone();
+        self.log(
+            LogLevel::Warning,
+            format!("queue pair {number} of device {device} did not give back its requests in time: destroying it"),
+        );
+        self.run(nic, JobKind::Destroy(unused), Pending::Overdue { rail, life: key.life, core, slot });
+    }
+
+    pub(super) fn overdue_destroyed(&mut self, rail: usize, life: u32, core: CoreId, slot: u16) {
+        self.command(core, Command::Destroyed { slot });
+        if let Some(life) = self.rails[rail].old.iter_mut().find(|l| l.key.life == life) {
+            life.gone += 1;
+        }
+        self.bury(rail);
+        self.attempt(rail);
+    }
+
+    /// The peer's ends of all former lives of this rail are retired.
+    pub(super) fn prove(&mut self, rail: usize) {
+        for life in &mut self.rails[rail].old {
+            life.proof = true;
+        }
+        self.bury(rail);
+    }
+
+    /// Ends every old life that is drained and fenced.
+    pub(super) fn bury(&mut self, rail: usize) {
+        let now = self.now;
+        let state = &mut self.rails[rail];
+        let spare = state.old.len().saturating_sub(UNPROVEN_MAX);
+        let mut done = Vec::new();
+        let mut kept = Vec::new();
+        for (at, life) in std::mem::take(&mut state.old).into_iter().enumerate() {
+            let unneeded = !life.needs_fence && (now.since(life.since) >= UNPROVEN_FOR || at < spare);
+            if life.is_drained() && (life.proof || unneeded) {
+                done.push(life);
+            } else {
+                kept.push(life);
+            }
+        }
+        state.old = kept;
+        let nic = state.nic;
+        for life in done {
+            if life.proof {
+                self.command(life.core, Command::Fenced { key: life.key });
+            }
+            let mut admins = life.admins;
+            let mut unused = Unused::default();
+            for post in life.posts {
+                if let Some(at) = admins.iter().position(|admin| admin.qpn() == post.qpn()) {
+                    unused.drained.push((admins.swap_remove(at), post));
+                }
+            }
+            if !unused.is_empty() {
+                self.run(nic, JobKind::Destroy(unused), Pending::Destroy);
+            }
+        }
+        if let Some(oldest) = self.rails[rail].old.first() {
+            let at = oldest.since.plus(UNPROVEN_FOR);
+            if at > now {
+                self.at(at, Timer::Rail(rail));
+            }
+        }
+    }
+
+    pub(super) fn expire_old(&mut self, rail: usize) {
+        if !self.rails[rail].old.is_empty() {
+            self.bury(rail);
+        }
+    }
+
+    // ---- what people are told ----
+
+    /// Something went wrong on a rail: one incident until a slice comes back, however often it is tried.
+    pub(super) fn trouble(&mut self, rail: usize, text: &str) {
+        self.open_incident(rail, text, &Seen::default());
+    }
+
+    fn open_incident(&mut self, rail: usize, text: &str, seen: &Seen) {
+        let (now, state) = (self.now, &mut self.rails[rail]);
+        state.failing_since.get_or_insert(now);
+        state.trouble = Some(text.to_owned());
+        let (peer, incident) = (state.peer, state.incident);
+        self.peer_mut(peer).cause.get_or_insert_with(|| text.to_owned());
+        if let Some(number) = incident {
+            if let Some(incident) = self.incidents.iter_mut().find(|i| i.number == number) {
+                incident.attempts += 1;
+            }
+            return;
+        }
+        self.incident_count += 1;
+        let number = self.incident_count;
+        self.rails[rail].incident = Some(number);
+        let state = &self.rails[rail];
+        let incident = Incident {
+            number,
+            opened: now,
+            closed: None,
+            rail: state.id,
+            peer: self.peer(peer).shared.name().to_owned(),
+            local_nic: self.nics[usize::from(state.nic.0)].name.clone(),
+            peer_nic: self.peer(peer).nics[usize::from(state.peer_nic.0)].clone(),
+            cause: text.to_owned(),
+            status: seen.status,
+            vendor_err: seen.vendor_err,
+            age: seen.age,
+            flushed: 0,
+            attempts: 0,
+        };
+        let line = format!(
+            "incident {number} opened: {} to {}@{}: {text}",
+            incident.local_nic, incident.peer, incident.peer_nic
+        );
+        if self.incidents.len() == INCIDENTS {
+            self.incidents.pop_front();
+        }
+        self.incidents.push_back(incident);
+        self.log(LogLevel::Warning, line);
+    }
+
+    // ---- peers that cannot be reached ----
+
+    /// Work waits for this peer.
+    fn wanted(&mut self, peer: PeerId) {
+        if peer.0 as usize >= self.peers.len() || self.stopping {
+            return;
+        }
+        self.peer_mut(peer).wanted = Some(self.now);
+        if self.peer(peer).rails.iter().any(|rail| self.rails[*rail].is_proven()) {
+            return;
+        }
+        if self.peer(peer).segment.is_none() && self.peer(peer).rails.is_empty() {
+            return self.fetch(peer);
+        }
+        self.try_again_if_idle(peer);
+        self.connect_peer(peer);
+        self.check_reach(peer);
+        if self.peer(peer).unreachable {
+            let cause = self.peer(peer).cause.clone().unwrap_or_default();
+            self.give_up(peer, &cause);
+        }
+    }
+
+    /// A verdict that nobody has checked for a while is worth nothing: the peer gets a new chance.
+    fn try_again_if_idle(&mut self, peer: PeerId) {
+        let rails = self.peer(peer).rails.clone();
+        let idle = |rail: &usize| {
+            let state = &self.rails[*rail];
+            let waits = state.retry_at.is_some_and(|at| at > self.now);
+            matches!(state.end, End::Down) && state.asked.is_none() && !waits
+        };
+        if !self.peer(peer).unreachable || !rails.iter().all(idle) {
+            return;
+        }
+        let state = self.peer_mut(peer);
+        (state.unreachable, state.cause) = (false, None);
+        for rail in rails {
+            self.rails[rail].backoff.reset();
+            self.rails[rail].failing_since = None;
+        }
+    }
+
+    /// Whether every rail to a peer has failed often and long enough; then what waits for it is told.
+    pub(super) fn check_reach(&mut self, peer: PeerId) {
+        if self.peer(peer).wanted.is_none() || self.peer(peer).unreachable {
+            return;
+        }
+        let failing = |rail: &usize| {
+            let state = &self.rails[*rail];
+            let long = state.failing_since.is_some_and(|since| self.now.since(since) >= PATIENCE);
+            !state.is_proven() && state.backoff.failures() >= ROUNDS && long
+        };
+        let rails = &self.peer(peer).rails;
+        if rails.is_empty() {
+            if let Some(segment) = &self.peer(peer).segment {
+                let (name, protocol) = (segment.name.clone(), segment.descriptor.protocol.as_str().to_owned());
+                let text = format!(
+                    "no pair of NICs connects this node with {name} (its protocol is {protocol}): check the NICs both nodes publish"
+                );
+                self.give_up(peer, &text);
+            }
+            return;
+        }
+        if rails.iter().all(failing) {
+            let cause = self.peer(peer).cause.clone().unwrap_or_default();
+            self.give_up(peer, &cause);
+        }
+    }
+
+    /// Ends what waits for a rail to this peer.
+    pub(super) fn give_up(&mut self, peer: PeerId, cause: &str) {
+        let state = self.peer_mut(peer);
+        state.cause.get_or_insert_with(|| cause.to_owned());
+        if !std::mem::replace(&mut state.unreachable, true) {
+            let name = self.peer(peer).shared.name().to_owned();
+            self.log(LogLevel::Error, format!("peer {name} is unreachable; first cause: {cause}"));
+        }
+        for core in 0..self.config.cores {
+            self.command(CoreId(core), Command::Unreachable { peer, cause: Cause::Unreachable });
+        }
+    }
+
+    // ---- the end of everything ----
+
+    pub(super) fn stop(&mut self) {
+        if self.stopping {
+            return self.maybe_stopped();
+        }
+        self.stopping = true;
+        self.refuse_waiting();
+        self.withdraw_keys();
+        for core in 0..self.config.cores {
+            self.command(CoreId(core), Command::Stop);
+        }
+        for rail in 0..self.rails.len() {
+            for inbound in std::mem::take(&mut self.rails[rail].requests) {
+                self.out.push(Action::Close { conn: inbound.conn });
+            }
+            self.retire(rail);
+            self.drop_end(rail);
+        }
+        self.maybe_stopped();
+    }
+
+    /// When the cores have stopped, every queue pair is back and our keys are gone, nothing is left to do.
+    pub(super) fn maybe_stopped(&mut self) {
+        if !self.stopping || self.cores_left > 0 || !self.own.is_withdrawn() {
+            return;
+        }
+        let drained = self.rails.iter().all(|rail| rail.old.iter().all(OldLife::is_drained) && !rail.is_busy());
+        if !drained {
+            return;
+        }
+        // Nothing is sent any more and nothing waits: what the fence would protect has ended with the cores.
+        for rail in 0..self.rails.len() {
+            self.drop_end(rail);
+            self.prove(rail);
+        }
+        if !self.running.is_empty() {
+            return;
+        }
+        for id in self.callers(|kind| *kind == Kind::Shutdown) {
+            self.finish(id, Answer::Stopped);
+        }
+        self.out.push(Action::Exit);
+    }
+}
+
+/// What to do about a failed request, by its status.
+fn advice(status: WcStatus, class: FaultClass) -> &'static str {
+    match (status, class) {
+        (WcStatus::REM_ACCESS_ERR, _) => {
+            "the peer does not allow that range: it was unregistered or registered anew there; refresh the segment"
+        }
+        (WcStatus::RETRY_EXC_ERR, _) => {
+            "the peer's NIC does not answer: the peer stopped, a link or switch between is down, or GID, MTU or traffic class do not fit"
+        }
+        (_, FaultClass::Request) => {
+            "the request itself is wrong: check addresses and lengths against the registered regions"
+        }
+        (_, FaultClass::MtuOrRequest) => "check that both ends use the same MTU (MC_MTU)",
+        (_, FaultClass::Path) => "check the path to the peer and the peer's log",
+        (_, FaultClass::Local) => "check our own port and device (`rdma link`, `dmesg`)",
+        _ => "other rails are used meanwhile",
+    }
+}

@@ -1,0 +1,191 @@
+//! A rail as the brain keeps it: how far its present end is, and the lives before that are not yet buried.
+
+use std::collections::VecDeque;
+
+use moonrail_datapath::core::port::RailKey;
+use moonrail_datapath::nic::qp::Reset;
+use moonrail_datapath::nic::{AdminHalf, ConnectedQp, PostHalf, Qp};
+use moonrail_datapath::units::{CoreId, Gid, Mtu, Nanos, NicId, PeerId, PeerNicId, Qpn, RailId};
+
+use super::event::{ConnId, Token};
+use crate::handle::RailState;
+use crate::handshake::{OwnEnd, PeerEnd, Progress};
+use crate::repair::{Backoff, MtuTrial};
+use crate::wire::{Frame, Hello, Incarnation};
+
+/// One (local NIC, peer NIC) pair, for as long as the engine lives.
+pub(super) struct Rail {
+    pub(super) id: RailId,
+    pub(super) peer: PeerId,
+    pub(super) nic: NicId,
+    pub(super) peer_nic: PeerNicId,
+    /// The core of the present, or next, life.
+    pub(super) core: CoreId,
+    /// `server@device` of the peer's end.
+    pub(super) peer_path: String,
+    /// Queue pairs to make: our option, or what the peer turned out to have.
+    pub(super) count: usize,
+    /// Lives so far.
+    pub(super) lives: u32,
+    pub(super) end: End,
+    /// Our hello that is on its way, if any.
+    pub(super) asked: Option<Token>,
+    /// A reply to it that came while a job had the queue pairs.
+    pub(super) reply: Option<(OwnEnd, Result<Frame, String>)>,
+    /// Requests that wait for a job to end.
+    pub(super) requests: VecDeque<Inbound>,
+    /// Lives that are over, oldest first.
+    pub(super) old: Vec<OldLife>,
+    pub(super) backoff: Backoff,
+    pub(super) mtu: MtuTrial,
+    /// When to try again.
+    pub(super) retry_at: Option<Nanos>,
+    /// First of the failures since the last slice that came back.
+    pub(super) failing_since: Option<Nanos>,
+    /// What went wrong last, until a slice comes back.
+    pub(super) trouble: Option<String>,
+    /// The open incident.
+    pub(super) incident: Option<u64>,
+}
+
+/// A request that waits for its reply.
+pub(super) struct Inbound {
+    pub(super) conn: ConnId,
+    pub(super) frame: Frame,
+    pub(super) hello: Hello,
+}
+
+/// Why a connect job runs, and so what follows when it is done.
+pub(super) enum Then {
+    /// Answer a peer's request.
+    Answer(Box<Inbound>),
+    /// Acknowledge the peer's reply to ours.
+    Acknowledge,
+    /// Nothing: both ends are this one.
+    Loop,
+}
+
+/// The present end of a rail.
+pub(super) enum End {
+    /// No queue pairs.
+    Down,
+    /// A job makes queue pairs; for our own hello, or for a peer's.
+    Making(Option<(Inbound, PeerEnd)>),
+    /// Queue pairs in RESET that our hello names.
+    Asking { qps: Vec<Qp<Reset>>, ours: OwnEnd },
+    /// A job connects them.
+    Connecting { ours: OwnEnd, theirs: PeerEnd, mtu: Mtu, then: Then },
+    /// Ours are ready; the peer has not said so.
+    Half { ours: OwnEnd, theirs: PeerEnd, mtu: Mtu, halves: Vec<(ConnectedQp, AdminHalf)>, since: Nanos },
+    /// With the core.
+    Whole(Life),
+}
+
+/// A life that a core has.
+pub(super) struct Life {
+    pub(super) key: RailKey,
+    pub(super) ours: OwnEnd,
+    pub(super) theirs: PeerEnd,
+    pub(super) mtu: Mtu,
+    pub(super) admins: Vec<AdminHalf>,
+    pub(super) proven: bool,
+}
+
+/// A life that is over: its queue pairs on their way from the core to their end.
+pub(super) struct OldLife {
+    pub(super) key: RailKey,
+    pub(super) core: CoreId,
+    /// Queue pairs it had.
+    pub(super) qps: usize,
+    /// Our halves; empty while a job moves them to ERR.
+    pub(super) admins: Vec<AdminHalf>,
+    /// The job that does.
+    pub(super) failing: Option<Token>,
+    /// The core's halves, as they came back.
+    pub(super) posts: Vec<PostHalf>,
+    /// Core slots whose queue pair did not drain in time, with its half.
+    pub(super) overdue: Vec<(u16, PostHalf)>,
+    /// Queue pairs destroyed for that reason.
+    pub(super) gone: usize,
+    /// WRITEs were outstanding: it matters whether the peer's end is retired.
+    pub(super) needs_fence: bool,
+    /// The peer's end is proven to be retired.
+    pub(super) proof: bool,
+    pub(super) since: Nanos,
+    pub(super) incarnation: Option<Incarnation>,
+    pub(super) boot_id: Option<String>,
+    pub(super) peer_gid: Gid,
+}
+
+impl OldLife {
+    /// Whether nothing is outstanding on any of its queue pairs, and we have all that is left of them.
+    pub(super) fn is_drained(&self) -> bool {
+        self.failing.is_none() && self.overdue.is_empty() && self.posts.len() + self.gone == self.qps
+    }
+}
+
+impl Rail {
+    /// Whether a job has the queue pairs of the present end.
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(self.end, End::Making(_) | End::Connecting { .. })
+    }
+
+    /// How far it is, for the judges. Not to be asked while busy.
+    pub(super) fn progress(&self) -> Progress<'_> {
+        match &self.end {
+            End::Down | End::Making(_) | End::Connecting { .. } => Progress::Nothing,
+            End::Asking { ours, .. } => Progress::Asked(ours),
+            End::Half { ours, theirs, .. } => Progress::Half(ours, theirs),
+            End::Whole(life) => Progress::Whole(&life.ours, &life.theirs),
+        }
+    }
+
+    /// Our end, from when others may know of it.
+    pub(super) fn ours(&self) -> Option<&OwnEnd> {
+        match &self.end {
+            End::Asking { ours, .. } | End::Connecting { ours, .. } | End::Half { ours, .. } => Some(ours),
+            End::Whole(life) => Some(&life.ours),
+            End::Down | End::Making(_) => None,
+        }
+    }
+
+    /// The peer's end, while connected to it.
+    pub(super) fn theirs(&self) -> Option<&PeerEnd> {
+        match &self.end {
+            End::Connecting { theirs, .. } | End::Half { theirs, .. } => Some(theirs),
+            End::Whole(life) => Some(&life.theirs),
+            End::Down | End::Making(_) | End::Asking { .. } => None,
+        }
+    }
+
+    pub(super) fn path_mtu(&self) -> Option<Mtu> {
+        match &self.end {
+            End::Connecting { mtu, .. } | End::Half { mtu, .. } => Some(*mtu),
+            End::Whole(life) => Some(life.mtu),
+            End::Down | End::Making(_) | End::Asking { .. } => None,
+        }
+    }
+
+    pub(super) fn has_qpn(&self, qpn: Qpn) -> bool {
+        self.ours().is_some_and(|ours| ours.qpns.contains(&qpn))
+    }
+
+    pub(super) fn is_proven(&self) -> bool {
+        matches!(&self.end, End::Whole(life) if life.proven)
+    }
+
+    /// Whether a former life waits for proof that its WRITEs can no longer land.
+    pub(super) fn wants_fence(&self) -> bool {
+        self.old.iter().any(|life| life.needs_fence && !life.proof)
+    }
+
+    pub(super) fn state(&self) -> RailState {
+        match &self.end {
+            End::Down => RailState::Down,
+            End::Making(_) | End::Asking { .. } | End::Connecting { .. } => RailState::Connecting,
+            End::Half { .. } => RailState::Waiting,
+            End::Whole(life) if life.proven => RailState::Usable,
+            End::Whole(_) => RailState::Trial,
+        }
+    }
+}

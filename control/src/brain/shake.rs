@@ -1,0 +1,550 @@
+//! A rail from nothing to connected. The judgement of each message is in [`crate::handshake`]; here is what it leads to.
+//!
+//! ```text
+//!            attempt()                                     a peer's hello
+//!  Down ──▶ Making ──▶ Asking ──(reply)──▶ Connecting ◀──(both asked)── Asking
+//!              └───────────────────────────────▲ (asked by the peer)
+//!                                          Connecting ──▶ Half ──(ready on both ends)──▶ Whole, adopted by its core
+//! ```
+
+use std::collections::VecDeque;
+
+use moonrail_datapath::core::port::{Command, RailKey, RailSpec};
+use moonrail_datapath::nic::QpCaps;
+use moonrail_datapath::units::{CoreId, Mtu, Nanos, NicId, PeerId, Qpn, RailId, SqPsn};
+
+use super::peer::{NoReply, is_connectable};
+use super::rail::{End, Inbound, Life, Rail, Then};
+use super::{Brain, Pending, Timer};
+use crate::connect::{JobKind, Outcome, Unused};
+use crate::handshake::{self, OwnEnd, PeerEnd, Progress, initiator, responder};
+use crate::metadata::Protocol;
+use crate::repair::{Backoff, MtuTrial};
+use crate::wire::{Frame, Hello, MessageType, rejection};
+
+/// Rails of one engine at the most.
+const MAX_RAILS: usize = 16_384;
+/// Up to this many NICs on each side, every pair is a rail.
+const FULL_MESH: usize = 4;
+/// How long a peer may take to say that it is ready. Then, if we want the rail, we ask ourselves.
+const READY_WITHIN: Nanos = Nanos::from_secs(10);
+/// How long its half-made rail is kept if we do not want it ourselves. A peer that is not ready does not use it either.
+const READY_AT_ALL: Nanos = Nanos::from_secs(30);
+/// How long after work last waited for a peer its rails go on being tried.
+const WANTED_FOR: Nanos = Nanos::from_secs(30);
+
+impl Brain {
+    // ---- which rails there are ----
+
+    /// The rails to a peer's published NICs: all pairs of a few, else those most alike and at least two for each NIC of ours.
+    pub(super) fn plan_rails(&mut self, peer: PeerId) {
+        let Some(segment) = self.peer(peer).segment.clone() else { return };
+        if segment.descriptor.protocol != Protocol::Rdma {
+            return;
+        }
+        let devices: Vec<&str> = segment
+            .descriptor
+            .devices
+            .iter()
+            .filter(|d| is_connectable(&d.gid, d.lid))
+            .map(|d| d.name.as_str())
+            .collect();
+        let own_segment = segment.name == self.config.name;
+        for nic in 0..self.nics.len() {
+            for at in self.partners(nic, &devices, own_segment) {
+                self.new_rail(peer, NicId(nic as u16), devices[at]);
+            }
+        }
+    }
+
+    fn partners(&self, nic: usize, devices: &[&str], own_segment: bool) -> Vec<usize> {
+        let name = &self.nics[nic].name;
+        let same = devices.iter().position(|d| d == name);
+        if own_segment {
+            // A NIC reaches itself; whether it reaches its neighbour in the same machine depends on the network.
+            return same.into_iter().collect();
+        }
+        let options = &self.config.rails;
+        if let (true, Some(same)) = (options.same_name_only, same) {
+            return vec![same];
+        }
+        if let Some((_, allowed)) = options.peer_affinity.iter().find(|(local, _)| local == name) {
+            let of_peer: Vec<usize> = (0..devices.len()).filter(|d| allowed.iter().any(|a| a == devices[*d])).collect();
+            if !of_peer.is_empty() {
+                return of_peer;
+            }
+        }
+        if self.nics.len() <= FULL_MESH && devices.len() <= FULL_MESH {
+            return (0..devices.len()).collect();
+        }
+        let Some(first) = same.or((!devices.is_empty()).then(|| nic % devices.len())) else { return Vec::new() };
+        let second = (first + 1) % devices.len();
+        if first == second { vec![first] } else { vec![first, second] }
+    }
+
+    /// The rail from `nic` to the peer's `device`, made if it is new. `None`: no more rails, or NICs, are kept.
+    pub(super) fn new_rail(&mut self, peer: PeerId, nic: NicId, device: &str) -> Option<usize> {
+        let peer_path = format!("{}@{device}", self.peer(peer).server);
+        if let Some(rail) = self.by_path.get(&(nic, peer_path.clone())).copied() {
+            return Some(rail);
+        }
+        if self.rails.len() >= MAX_RAILS {
+            return None;
+        }
+        let peer_nic = self.peer_nic(peer, device)?;
+        let at = self.rails.len();
+        self.rails.push(Rail {
+            id: RailId(at as u32),
+            peer,
+            nic,
+            peer_nic,
+            core: CoreId(0),
+            peer_path: peer_path.clone(),
+            count: self.config.rails.qps_per_rail,
+            lives: 0,
+            end: End::Down,
+            asked: None,
+            reply: None,
+            requests: VecDeque::new(),
+            old: Vec::new(),
+            backoff: Backoff::default(),
+            mtu: MtuTrial::default(),
+            retry_at: None,
+            failing_since: None,
+            trouble: None,
+            incident: None,
+        });
+        self.rails[at].core = self.choose_core(at);
+        self.by_path.insert((nic, peer_path), at);
+        self.peer_mut(peer).rails.push(at);
+        Some(at)
+    }
+
+    /// Of the cores that poll the NIC, the one with the fewest rails.
+    fn choose_core(&self, rail: usize) -> CoreId {
+        let nic = self.rails[rail].nic;
+        let load = |core: &CoreId| {
+            let others = self.rails.iter().enumerate().filter(|(at, r)| *at != rail && r.core == *core);
+            others.filter(|(_, r)| r.nic == nic || !matches!(r.end, End::Down)).count()
+        };
+        self.nics[usize::from(nic.0)].cores.iter().copied().min_by_key(load).unwrap_or(CoreId(0))
+    }
+
+    // ---- asking ----
+
+    /// Whether somebody here wants this rail, so that we ask for it ourselves.
+    pub(super) fn is_wanted(&self, rail: usize) -> bool {
+        let state = &self.rails[rail];
+        let peer = self.peer(state.peer);
+        let recently = peer.wanted.is_some_and(|at| self.now.since(at) < WANTED_FOR);
+        // While other rails to the peer work, the missing one is worth having: the peer lives.
+        let alive = peer.wanted.is_some() && peer.rails.iter().any(|r| self.rails[*r].is_proven());
+        recently || alive || state.wants_fence()
+    }
+
+    /// Begins to connect a rail that is down, if it is wanted, its NIC is up, its former life is drained and its back-off
+    /// over.
+    pub(super) fn attempt(&mut self, rail: usize) {
+        let state = &self.rails[rail];
+        let ready = matches!(state.end, End::Down)
+            && state.asked.is_none()
+            && self.nics[usize::from(state.nic.0)].is_up()
+            && state.old.iter().all(super::rail::OldLife::is_drained)
+            && state.retry_at.is_none_or(|at| at <= self.now);
+        if !ready || self.stopping || !self.is_wanted(rail) {
+            return;
+        }
+        self.rails[rail].retry_at = None;
+        self.make(rail, None);
+    }
+
+    fn make(&mut self, rail: usize, for_peer: Option<(Inbound, PeerEnd)>) {
+        if let Some((_, theirs)) = &for_peer {
+            self.rails[rail].count = theirs.qpns.len();
+        }
+        let core = self.choose_core(rail);
+        let options = &self.config.rails;
+        let caps = QpCaps {
+            max_send_wr: options.max_send_wr,
+            max_send_sge: options.max_send_sge,
+            max_inline: options.max_inline,
+        };
+        let state = &mut self.rails[rail];
+        state.core = core;
+        state.end = End::Making(for_peer);
+        let (nic, count) = (state.nic, state.count);
+        self.run(nic, JobKind::Make { core, count, caps }, Pending::End(rail));
+    }
+
+    /// A job for the present end is done.
+    pub(super) fn end_job_done(&mut self, rail: usize, outcome: Outcome) {
+        match (std::mem::replace(&mut self.rails[rail].end, End::Down), outcome) {
+            (End::Making(for_peer), Outcome::Made(Ok(qps))) => {
+                let qpns: Vec<Qpn> = qps.iter().map(moonrail_datapath::nic::Qp::qpn).collect();
+                let psns =
+                    qpns.iter().map(|_| SqPsn::new(self.random.draw() as u32 & 0x00ff_ffff).unwrap_or(SqPsn::STOCK));
+                let ours = OwnEnd { psns: psns.collect(), qpns };
+                self.rails[rail].end = End::Asking { qps, ours: ours.clone() };
+                let own_path = self.own_nic(self.rails[rail].nic).path;
+                match for_peer {
+                    Some((inbound, theirs)) => self.connect(rail, theirs, Then::Answer(Box::new(inbound))),
+                    None if own_path == self.rails[rail].peer_path => {
+                        let nic = self.own_nic(self.rails[rail].nic);
+                        let mirror = handshake::hello(&nic, &nic.path, &ours, &self.own_extra(), false);
+                        match handshake::peer_end(&mirror, None) {
+                            Ok(theirs) => self.connect(rail, theirs, Then::Loop),
+                            Err(text) => self.abandon(rail, &text),
+                        }
+                    }
+                    None => {}
+                }
+            }
+            (End::Making(for_peer), outcome) => {
+                let text = match outcome {
+                    Outcome::Made(Err(error)) => error.to_string(),
+                    _ => "the device's job was lost".to_owned(),
+                };
+                if let Some((inbound, _)) = for_peer {
+                    let refusal = self.unavailable(rail);
+                    self.refuse(&inbound, refusal);
+                }
+                self.attempt_failed(rail, &text);
+            }
+            (End::Connecting { ours, theirs, mtu, then }, Outcome::Connected(Ok(halves))) => {
+                let acks = theirs.acks;
+                self.rails[rail].end = End::Half { ours: ours.clone(), theirs, mtu, halves, since: self.now };
+                match then {
+                    Then::Answer(inbound) => {
+                        let hello = self.our_hello(rail, &ours, false);
+                        self.reply(&inbound, &hello);
+                        if !acks {
+                            self.promote(rail);
+                        }
+                    }
+                    Then::Acknowledge if acks => self.acknowledge(rail, &ours),
+                    Then::Acknowledge | Then::Loop => self.promote(rail),
+                }
+                self.at(self.now.plus(READY_WITHIN), Timer::Rail(rail));
+            }
+            (End::Connecting { then, .. }, outcome) => {
+                let (text, refusal) = match outcome {
+                    Outcome::Connected(Err(error)) => (error.to_string(), error.refusal()),
+                    _ => ("the device's job was lost".to_owned(), self.unavailable(rail)),
+                };
+                if let Then::Answer(inbound) = then {
+                    self.refuse(&inbound, refusal);
+                }
+                self.attempt_failed(rail, &text);
+            }
+            (end, _) => self.rails[rail].end = end,
+        }
+        self.serve(rail);
+        // Nobody asked us meanwhile: ask ourselves.
+        if let (End::Asking { ours, .. }, None) = (&self.rails[rail].end, self.rails[rail].asked) {
+            let ours = ours.clone();
+            self.ask(rail, ours);
+        }
+        if self.stopping {
+            self.drop_end(rail);
+        }
+    }
+
+    fn our_hello(&self, rail: usize, ours: &OwnEnd, ready: bool) -> Hello {
+        let state = &self.rails[rail];
+        handshake::hello(&self.own_nic(state.nic), &state.peer_path, ours, &self.own_extra(), ready)
+    }
+
+    fn ask(&mut self, rail: usize, ours: OwnEnd) {
+        if !self.is_wanted(rail) {
+            return self.drop_end(rail);
+        }
+        let body = self.our_hello(rail, &ours, false).encode();
+        let token = self.token(Pending::Hello { rail, ours });
+        self.rails[rail].asked = Some(token);
+        self.dial(self.rails[rail].peer, token, Frame::typed(MessageType::Connection, body));
+    }
+
+    fn acknowledge(&mut self, rail: usize, ours: &OwnEnd) {
+        let body = self.our_hello(rail, ours, true).encode();
+        let token = self.token(Pending::Ack { rail, qpns: ours.qpns.clone() });
+        self.dial(self.rails[rail].peer, token, Frame::typed(MessageType::Connection, body));
+    }
+
+    /// Connects the queue pairs that are there.
+    fn connect(&mut self, rail: usize, theirs: PeerEnd, then: Then) {
+        let End::Asking { qps, ours } = std::mem::replace(&mut self.rails[rail].end, End::Down) else { return };
+        let state = &self.rails[rail];
+        let plan = handshake::plan(&self.own_nic(state.nic), &ours, &theirs, state.mtu.current(), &self.config.rails);
+        match plan {
+            Ok(plan) => {
+                let mtu = plan.path_mtu;
+                self.rails[rail].end = End::Connecting { ours, theirs, mtu, then };
+                let nic = self.rails[rail].nic;
+                self.run(nic, JobKind::Connect { qps, plan: Box::new(plan) }, Pending::End(rail));
+            }
+            Err(text) => {
+                let nic = self.rails[rail].nic;
+                self.run(nic, JobKind::Destroy(Unused { fresh: qps, ..Unused::default() }), Pending::Destroy);
+                if let Then::Answer(inbound) = then {
+                    self.refuse(&inbound, text.clone());
+                }
+                self.attempt_failed(rail, &text);
+            }
+        }
+    }
+
+    /// The peer replied to our hello, or not.
+    pub(super) fn hello_replied(
+        &mut self,
+        rail: usize,
+        token: super::Token,
+        ours: OwnEnd,
+        result: Result<Frame, NoReply>,
+    ) {
+        if self.rails[rail].asked == Some(token) {
+            self.rails[rail].asked = None;
+        }
+        if let Err(NoReply::Dial(_)) = &result {
+            self.forget_address(self.rails[rail].peer);
+        }
+        let result = result.map_err(|silence| silence.text());
+        if self.rails[rail].is_busy() {
+            self.rails[rail].reply = Some((ours, result));
+            return;
+        }
+        self.judge_reply(rail, &ours, result);
+        self.attempt(rail);
+    }
+
+    fn judge_reply(&mut self, rail: usize, asked: &OwnEnd, result: Result<Frame, String>) {
+        let reply = result.and_then(|frame| {
+            Hello::parse(&frame.body).map_err(|error| format!("the peer's reply cannot be read: {error}"))
+        });
+        let still_ours = self.rails[rail].ours().is_some_and(|ours| ours.qpns == asked.qpns);
+        let reply = match reply {
+            Ok(reply) => reply,
+            Err(text) => {
+                // Connected meanwhile by the peer's own hello: that one counts.
+                if still_ours && matches!(self.rails[rail].progress(), Progress::Asked(_)) {
+                    self.abandon(rail, &text);
+                }
+                return;
+            }
+        };
+        let peer = self.rails[rail].peer;
+        let own_path = self.own_nic(self.rails[rail].nic).path;
+        let device = self.peer(peer).nics[usize::from(self.rails[rail].peer_nic.0)].clone();
+        let known = self.known_gid(peer, &device);
+        let state = &self.rails[rail];
+        let step = initiator::judge(&reply, asked, &own_path, &state.peer_path, known, state.progress());
+        match step {
+            initiator::Step::Connect(theirs) => {
+                if let Some(incarnation) = theirs.incarnation {
+                    self.note_life(peer, incarnation, theirs.boot_id.as_deref(), Some(theirs.gid));
+                }
+                // It accepted fresh queue pairs for this pair of NICs, so it retired what it had before.
+                self.prove(rail);
+                self.connect(rail, theirs, Then::Acknowledge);
+            }
+            initiator::Step::Acknowledge { acks } => {
+                self.prove(rail);
+                if acks {
+                    self.acknowledge(rail, asked);
+                } else {
+                    self.promote(rail);
+                }
+            }
+            initiator::Step::Refused(text) => {
+                if text == rejection::QP_COUNT && !reply.qp_num.is_empty() {
+                    // The refusal shows how many the peer has: have as many next time.
+                    let most = moonrail_datapath::limits::QPS_PER_RAIL_MAX;
+                    self.rails[rail].count = reply.qp_num.len().min(most);
+                }
+                let server = self.peer(peer).server.clone();
+                self.abandon(
+                    rail,
+                    &format!(
+                        "Handshake rejected by {server}: {text} (the error is on the peer's side; see its log too)"
+                    ),
+                );
+            }
+            initiator::Step::Again(text) => match self.rails[rail].progress() {
+                Progress::Asked(_) => self.abandon(rail, &text),
+                _ => self.lose(rail, &text),
+            },
+            initiator::Step::Ignore => {}
+        }
+    }
+
+    pub(super) fn ack_replied(&mut self, rail: usize, qpns: &[Qpn], result: Result<Frame, NoReply>) {
+        if self.rails[rail].ours().is_none_or(|ours| ours.qpns != qpns) {
+            return;
+        }
+        let server = self.peer(self.rails[rail].peer).server.clone();
+        let result = match result {
+            Ok(frame) => match Hello::parse(&frame.body) {
+                Ok(reply) => match reply.refusal() {
+                    None => Ok(()),
+                    Some(text) => Err((true, format!("Handshake rejected by {server}: {text}"))),
+                },
+                Err(error) => Err((false, format!("the peer's answer to the ready ACK cannot be read: {error}"))),
+            },
+            Err(silence) => Err((false, format!("the ready ACK was not delivered: {}", silence.text()))),
+        };
+        match (result, self.rails[rail].progress()) {
+            (Ok(()), Progress::Half(..)) => self.promote(rail),
+            (Err((_, text)), Progress::Half(..)) => {
+                self.drop_end(rail);
+                self.attempt_failed(rail, &text);
+            }
+            // The peer's own acknowledgement made the rail whole; then only its word that it is not ends that.
+            (Err((true, text)), Progress::Whole(..)) => self.lose(rail, &text),
+            _ => {}
+        }
+    }
+
+    // ---- being asked ----
+
+    /// Judges the requests that wait, until a job has to run first.
+    pub(super) fn serve(&mut self, rail: usize) {
+        loop {
+            if self.rails[rail].is_busy() {
+                return;
+            }
+            if let Some((ours, result)) = self.rails[rail].reply.take() {
+                self.judge_reply(rail, &ours, result);
+                continue;
+            }
+            let Some(inbound) = self.rails[rail].requests.pop_front() else { return };
+            self.judge_request(rail, inbound);
+        }
+    }
+
+    fn judge_request(&mut self, rail: usize, inbound: Inbound) {
+        if !self.nics[usize::from(self.rails[rail].nic.0)].is_up() || self.stopping {
+            let text = self.unavailable(rail);
+            return self.refuse(&inbound, text);
+        }
+        let peer = self.rails[rail].peer;
+        let own_path = self.own_nic(self.rails[rail].nic).path;
+        let device = self.peer(peer).nics[usize::from(self.rails[rail].peer_nic.0)].clone();
+        let known = self.known_gid(peer, &device);
+        let state = &self.rails[rail];
+        match responder::judge(&inbound.hello, &own_path, &state.peer_path, known, state.progress()) {
+            responder::Step::Refuse(text) => self.refuse(&inbound, text),
+            responder::Step::Ready => {
+                self.reply(&inbound, &Hello::default());
+                self.promote(rail);
+            }
+            responder::Step::Repeat { whole } => {
+                if let Some(ours) = self.rails[rail].ours().cloned() {
+                    let hello = self.our_hello(rail, &ours, false);
+                    self.reply(&inbound, &hello);
+                }
+                if whole {
+                    self.promote(rail);
+                }
+            }
+            responder::Step::Join(theirs) => self.connect(rail, theirs, Then::Answer(Box::new(inbound))),
+            responder::Step::Fresh(theirs) => {
+                self.drop_end(rail);
+                self.make(rail, Some((inbound, theirs)));
+            }
+            responder::Step::Replace(theirs) => {
+                self.replace(rail);
+                self.make(rail, Some((inbound, theirs)));
+            }
+        }
+    }
+
+    // ---- connected ----
+
+    /// Both ends are ready: hands the queue pairs to the core. Nothing happens if that was done.
+    fn promote(&mut self, rail: usize) {
+        if self.stopping {
+            return self.drop_end(rail);
+        }
+        match std::mem::replace(&mut self.rails[rail].end, End::Down) {
+            End::Half { ours, theirs, mtu, halves, .. } => self.adopt(rail, ours, theirs, mtu, halves),
+            end => self.rails[rail].end = end,
+        }
+    }
+
+    fn adopt(
+        &mut self,
+        rail: usize,
+        ours: OwnEnd,
+        theirs: PeerEnd,
+        mtu: Mtu,
+        halves: Vec<(moonrail_datapath::nic::ConnectedQp, moonrail_datapath::nic::AdminHalf)>,
+    ) {
+        let state = &self.rails[rail];
+        let key = RailKey { rail: state.id, life: state.lives };
+        let spec =
+            RailSpec { key, peer: self.peer(state.peer).shared.clone(), nic: state.nic, peer_nic: state.peer_nic };
+        let core = state.core;
+        let mut admins = Vec::with_capacity(halves.len());
+        for (qp, admin) in halves {
+            self.command(core, Command::Adopt { rail: spec.clone(), qp });
+            admins.push(admin);
+        }
+        let state = &mut self.rails[rail];
+        state.lives += 1;
+        state.retry_at = None;
+        state.end = End::Whole(Life { key, ours, theirs, mtu, admins, proven: false });
+        // It made fresh queue pairs for this pair of NICs and said that they are ready: what it had before is retired.
+        self.prove(rail);
+    }
+
+    // ---- failing ----
+
+    /// Gives up the present attempt and counts it.
+    fn abandon(&mut self, rail: usize, text: &str) {
+        self.drop_end(rail);
+        self.attempt_failed(rail, text);
+    }
+
+    /// Destroys queue pairs that no core has. A whole rail is left alone.
+    pub(super) fn drop_end(&mut self, rail: usize) {
+        let nic = self.rails[rail].nic;
+        let unused = match std::mem::replace(&mut self.rails[rail].end, End::Down) {
+            End::Asking { qps, .. } => Unused { fresh: qps, ..Unused::default() },
+            End::Half { halves, .. } => Unused { connected: halves, ..Unused::default() },
+            // A job has them, or the core: the one to end will find the rail as it is then.
+            end => {
+                self.rails[rail].end = end;
+                return;
+            }
+        };
+        self.run(nic, JobKind::Destroy(unused), Pending::Destroy);
+    }
+
+    pub(super) fn attempt_failed(&mut self, rail: usize, text: &str) {
+        self.trouble(rail, text);
+        let wait = self.rails[rail].backoff.fail(&mut self.random);
+        self.retry_in(rail, wait);
+        self.check_reach(self.rails[rail].peer);
+    }
+
+    pub(super) fn retry_in(&mut self, rail: usize, wait: Nanos) {
+        let at = self.now.plus(wait);
+        self.rails[rail].retry_at = Some(at);
+        self.at(at, Timer::Rail(rail));
+    }
+
+    pub(super) fn rail_due(&mut self, rail: usize) {
+        if let End::Half { since, .. } = &self.rails[rail].end {
+            let (waited, since) = (self.now.since(*since), *since);
+            if waited >= READY_WITHIN && self.is_wanted(rail) {
+                let path = self.rails[rail].peer_path.clone();
+                self.abandon(rail, &format!("Timed out waiting for RDMA ready ACK for endpoint: {path}"));
+            } else if waited >= READY_AT_ALL {
+                self.drop_end(rail);
+            } else {
+                self.at(since.plus(if waited < READY_WITHIN { READY_WITHIN } else { READY_AT_ALL }), Timer::Rail(rail));
+            }
+        }
+        self.expire_old(rail);
+        self.attempt(rail);
+    }
+}
