@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use moonrail_datapath::core::counters::RailCounters;
 use moonrail_datapath::transfer::RemoteBuffers;
 use moonrail_datapath::units::{CoreId, Mtu, Nanos, RailId};
 
@@ -46,7 +47,7 @@ pub enum RailState {
 }
 
 /// One rail, for people and tests.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct RailReport {
     /// Its number.
     pub rail: RailId,
@@ -72,6 +73,8 @@ pub struct RailReport {
     pub unfenced: usize,
     /// What went wrong last, if it is not repaired.
     pub trouble: Option<String>,
+    /// What its core counts, over all its lives.
+    pub counters: Arc<RailCounters>,
 }
 
 /// What followed from one first error.

@@ -64,6 +64,7 @@ impl Brain {
             moonrail: rail.theirs().is_some_and(crate::handshake::PeerEnd::is_moonrail),
             unfenced: rail.old.iter().filter(|life| !life.proof).count(),
             trouble: rail.trouble.clone(),
+            counters: rail.counters.clone(),
         };
         self.rails.iter().map(report).collect()
     }

@@ -25,6 +25,8 @@ use crate::handle::Incident;
 const ROUNDS: u32 = 3;
 /// …but not before this time has passed since the first.
 const PATIENCE: Nanos = Nanos::from_secs(2);
+/// A life that carried data this long was a good one: what follows is not its fault, and begins with short waits.
+const SETTLED: Nanos = Nanos::from_secs(10);
 /// Lives that need no fence are kept this long before their queue pairs are destroyed without proof, so that their
 /// numbers do not come back under a late packet.
 const UNPROVEN_FOR: Nanos = Nanos::from_secs(60);
@@ -70,12 +72,18 @@ impl Brain {
         let class = classify(error.status);
         let End::Whole(life) = &self.rails[rail].end else { return };
         let (mtu, moonrail) = (life.mtu, life.theirs.is_moonrail());
-        // A stock peer does not say its MTU; a path that never worked may only need the right one.
+        // A stock peer does not say its MTU. The wrong one shows as a refusal, or it swallows what is larger than a packet
+        // (a trial has no bytes, so it passes): then the rail works, and fails, and works again.
+        let state = &mut self.rails[rail];
+        if class == FaultClass::Path && error.len > 256 {
+            state.swallowed += 1;
+        }
+        let unsure =
+            class == FaultClass::MtuOrRequest || class == FaultClass::Path && (!error.proven || state.swallowed > 1);
         let mut note = String::new();
-        let unsure = class == FaultClass::MtuOrRequest || class == FaultClass::Path && !error.proven;
         if unsure
             && !moonrail
-            && let Some(next) = self.rails[rail].mtu.suspect(mtu)
+            && let Some(next) = state.mtu.suspect(mtu)
         {
             note = format!("; path MTU {mtu} may not be the peer's, trying {next} (set MC_MTU alike on both ends)");
         }
@@ -124,10 +132,8 @@ impl Brain {
         let now = self.now;
         let state = &mut self.rails[rail];
         if let End::Whole(life) = &mut state.end {
-            life.proven = true;
+            life.proven = Some(now);
         }
-        state.backoff.reset();
-        state.mtu.works();
         (state.failing_since, state.trouble) = (None, None);
         let incident = state.incident.take();
         let peer = state.peer;
@@ -171,7 +177,7 @@ impl Brain {
     /// The peer presents fresh queue pairs: ends the present life without blaming anybody.
     pub(super) fn replace(&mut self, rail: usize) {
         if let End::Whole(life) = &self.rails[rail].end {
-            let used = life.proven;
+            let used = life.proven.is_some();
             let text = "the peer connects anew (restarted, or saw an error that we did not): Retiring stale endpoint";
             if used {
                 self.open_incident(rail, text, &Seen::default());
@@ -183,14 +189,22 @@ impl Brain {
 
     /// Takes the present life from the core. It becomes an old one.
     fn retire(&mut self, rail: usize) {
-        let Life { key, ours, theirs, admins, .. } = match std::mem::replace(&mut self.rails[rail].end, End::Down) {
-            End::Whole(life) => life,
-            end => {
-                self.rails[rail].end = end;
-                return;
-            }
-        };
+        let Life { key, ours, theirs, admins, proven, .. } =
+            match std::mem::replace(&mut self.rails[rail].end, End::Down) {
+                End::Whole(life) => life,
+                end => {
+                    self.rails[rail].end = end;
+                    return;
+                }
+            };
         let (core, nic) = (self.rails[rail].core, self.rails[rail].nic);
+        if proven.is_some_and(|since| self.now.since(since) >= SETTLED) {
+            self.rails[rail].backoff.reset();
+            self.rails[rail].swallowed = 0;
+            if self.rails[rail].counters.bytes.get() > 0 {
+                self.rails[rail].mtu.works();
+            }
+        }
         self.command(core, Command::Retire { key });
         let failing = self.run(nic, JobKind::Fail { admins }, Pending::Fail { rail });
         let own_path = self.own_nic(nic).path;

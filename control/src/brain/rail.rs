@@ -1,7 +1,9 @@
 //! A rail as the brain keeps it: how far its present end is, and the lives before that are not yet buried.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
+use moonrail_datapath::core::counters::RailCounters;
 use moonrail_datapath::core::port::RailKey;
 use moonrail_datapath::nic::qp::Reset;
 use moonrail_datapath::nic::{AdminHalf, ConnectedQp, PostHalf, Qp};
@@ -25,6 +27,8 @@ pub(super) struct Rail {
     pub(super) peer_path: String,
     /// Queue pairs to make: our option, or what the peer turned out to have.
     pub(super) count: usize,
+    /// Where its cores count.
+    pub(super) counters: Arc<RailCounters>,
     /// Lives so far.
     pub(super) lives: u32,
     pub(super) end: End,
@@ -38,6 +42,8 @@ pub(super) struct Rail {
     pub(super) old: Vec<OldLife>,
     pub(super) backoff: Backoff,
     pub(super) mtu: MtuTrial,
+    /// Transport retries exceeded on lives that had worked, one soon after the other.
+    pub(super) swallowed: u32,
     /// When to try again.
     pub(super) retry_at: Option<Nanos>,
     /// First of the failures since the last slice that came back.
@@ -88,7 +94,8 @@ pub(super) struct Life {
     pub(super) theirs: PeerEnd,
     pub(super) mtu: Mtu,
     pub(super) admins: Vec<AdminHalf>,
-    pub(super) proven: bool,
+    /// When its trial came back.
+    pub(super) proven: Option<Nanos>,
 }
 
 /// A life that is over: its queue pairs on their way from the core to their end.
@@ -171,7 +178,7 @@ impl Rail {
     }
 
     pub(super) fn is_proven(&self) -> bool {
-        matches!(&self.end, End::Whole(life) if life.proven)
+        matches!(&self.end, End::Whole(life) if life.proven.is_some())
     }
 
     /// Whether a former life waits for proof that its WRITEs can no longer land.
@@ -184,7 +191,7 @@ impl Rail {
             End::Down => RailState::Down,
             End::Making(_) | End::Asking { .. } | End::Connecting { .. } => RailState::Connecting,
             End::Half { .. } => RailState::Waiting,
-            End::Whole(life) if life.proven => RailState::Usable,
+            End::Whole(life) if life.proven.is_some() => RailState::Usable,
             End::Whole(_) => RailState::Trial,
         }
     }

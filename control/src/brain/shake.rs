@@ -8,6 +8,7 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use moonrail_datapath::core::port::{Command, RailKey, RailSpec};
 use moonrail_datapath::nic::QpCaps;
@@ -101,6 +102,7 @@ impl Brain {
             core: CoreId(0),
             peer_path: peer_path.clone(),
             count: self.config.rails.qps_per_rail,
+            counters: Arc::default(),
             lives: 0,
             end: End::Down,
             asked: None,
@@ -109,6 +111,7 @@ impl Brain {
             old: Vec::new(),
             backoff: Backoff::default(),
             mtu: MtuTrial::default(),
+            swallowed: 0,
             retry_at: None,
             failing_since: None,
             trouble: None,
@@ -162,7 +165,11 @@ impl Brain {
         if let Some((_, theirs)) = &for_peer {
             self.rails[rail].count = theirs.qpns.len();
         }
-        let core = self.choose_core(rail);
+        // A rail stays with its core, which alone writes its counters, as long as that core has the NIC.
+        let mut core = self.rails[rail].core;
+        if !self.nics[usize::from(self.rails[rail].nic.0)].cores.contains(&core) {
+            core = self.choose_core(rail);
+        }
         let options = &self.config.rails;
         let caps = QpCaps {
             max_send_wr: options.max_send_wr,
@@ -480,8 +487,13 @@ impl Brain {
     ) {
         let state = &self.rails[rail];
         let key = RailKey { rail: state.id, life: state.lives };
-        let spec =
-            RailSpec { key, peer: self.peer(state.peer).shared.clone(), nic: state.nic, peer_nic: state.peer_nic };
+        let spec = RailSpec {
+            key,
+            peer: self.peer(state.peer).shared.clone(),
+            nic: state.nic,
+            peer_nic: state.peer_nic,
+            counters: state.counters.clone(),
+        };
         let core = state.core;
         let mut admins = Vec::with_capacity(halves.len());
         for (qp, admin) in halves {
@@ -491,7 +503,7 @@ impl Brain {
         let state = &mut self.rails[rail];
         state.lives += 1;
         state.retry_at = None;
-        state.end = End::Whole(Life { key, ours, theirs, mtu, admins, proven: false });
+        state.end = End::Whole(Life { key, ours, theirs, mtu, admins, proven: None });
         // It made fresh queue pairs for this pair of NICs and said that they are ready: what it had before is retired.
         self.prove(rail);
     }
