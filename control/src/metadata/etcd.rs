@@ -37,11 +37,22 @@ pub struct EtcdStore {
 
 struct Shared {
     endpoints: Vec<String>,
+    tls: Tls,
     connect: ConnectOptions,
     deadline: Duration,
     ttl: Duration,
     live: Mutex<Live>,
     lease: tokio::sync::Mutex<LeaseState>,
+}
+
+/// How connections are secured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tls {
+    None,
+    /// With TLS, without a certificate of ours.
+    Anonymous,
+    /// With a certificate of ours.
+    Identified,
 }
 
 /// Connections, and the endpoint that served last.
@@ -106,10 +117,12 @@ impl EtcdStore {
                 }
             }
         }
+        let secured = |files: &TlsFiles| if files.identity.is_some() { Tls::Identified } else { Tls::Anonymous };
         let live = Live { clients: endpoints.iter().map(|_| None).collect(), current: 0 };
         Ok(Self {
             shared: Arc::new(Shared {
                 endpoints: endpoints.to_vec(),
+                tls: options.tls.as_ref().map_or(Tls::None, secured),
                 connect,
                 deadline: options.deadline,
                 ttl: Duration::from_secs(options.lease_ttl.as_secs().max(1)),
@@ -151,19 +164,20 @@ impl EtcdStore {
     }
 
     pub(crate) async fn put(&self, key: &str, value: &[u8]) -> Result<(), StoreError> {
+        let end = self.end();
         let once = |lease: i64| {
-            self.try_call("put a key", move |mut client| async move {
+            self.try_call("put a key", end, move |mut client| async move {
                 client.put(key, value, Some(PutOptions::new().with_lease(lease))).await
             })
         };
         // At most one renewal: a lease that is gone twice within one call is a server that does not keep leases.
-        let lease = self.lease().await?;
+        let lease = self.lease(end).await?;
         match once(lease).await {
             Ok(_) => return Ok(()),
             Err(Verdict::Next(e) | Verdict::Final(e)) => return Err(e),
             Err(Verdict::LeaseGone) => self.lease_gone(lease).await,
         }
-        match once(self.lease().await?).await {
+        match once(self.lease(end).await?).await {
             Ok(_) => Ok(()),
             Err(Verdict::Next(e) | Verdict::Final(e)) => Err(e),
             Err(Verdict::LeaseGone) => Err(self.rejected("keep a lease", "a new lease is gone at once")),
@@ -176,11 +190,14 @@ impl EtcdStore {
     }
 
     pub(crate) async fn keep_alive(&self) -> Result<Lease, StoreError> {
-        let mut state = self.shared.lease.lock().await;
-        if std::mem::take(&mut state.lost) {
-            return Ok(Lease::Lost);
-        }
-        let Some(id) = state.id else { return Ok(Lease::NotNeeded) };
+        let id = {
+            let mut state = self.shared.lease.lock().await;
+            if std::mem::take(&mut state.lost) {
+                return Ok(Lease::Lost);
+            }
+            state.id
+        };
+        let Some(id) = id else { return Ok(Lease::NotNeeded) };
         let renew = |mut client: Client| async move {
             match client.lease_keep_alive(id).await {
                 Ok(_) => Ok(true),
@@ -189,16 +206,15 @@ impl EtcdStore {
                 Err(e) => Err(e),
             }
         };
-        let kept = match self.try_call("renew the lease", renew).await {
-            Ok(kept) => kept,
-            Err(Verdict::LeaseGone) => false,
-            Err(Verdict::Next(e) | Verdict::Final(e)) => return Err(e),
-        };
-        if kept {
-            return Ok(Lease::Kept { ttl: self.shared.ttl });
+        match self.try_call("renew the lease", self.end(), renew).await {
+            Ok(true) => Ok(Lease::Kept { ttl: self.shared.ttl }),
+            Ok(false) | Err(Verdict::LeaseGone) => {
+                self.lease_gone(id).await;
+                self.shared.lease.lock().await.lost = false;
+                Ok(Lease::Lost)
+            }
+            Err(Verdict::Next(e) | Verdict::Final(e)) => Err(e),
         }
-        state.id = None;
-        Ok(Lease::Lost)
     }
 
     pub(crate) async fn watch(&self, prefix: &str) -> Result<EtcdWatch, StoreError> {
@@ -214,23 +230,26 @@ impl EtcdStore {
 
     pub(crate) async fn close(&self) -> Result<(), StoreError> {
         let Some(id) = self.shared.lease.lock().await.id.take() else { return Ok(()) };
-        match self.try_call("give up the lease", |mut client| async move { client.lease_revoke(id).await }).await {
+        let revoke = |mut client: Client| async move { client.lease_revoke(id).await };
+        match self.try_call("give up the lease", self.end(), revoke).await {
             Ok(_) | Err(Verdict::LeaseGone) => Ok(()),
             Err(Verdict::Next(e) | Verdict::Final(e)) => Err(e),
         }
     }
 
     /// The lease of our keys; made at the first put. One at a time, or keys would hang on a lease nobody renews.
-    async fn lease(&self) -> Result<i64, StoreError> {
+    async fn lease(&self, end: Instant) -> Result<i64, StoreError> {
         let mut state = self.shared.lease.lock().await;
         if let Some(id) = state.id {
             return Ok(id);
         }
         let ttl = i64::try_from(self.shared.ttl.as_secs()).unwrap_or(i64::MAX);
         let grant = |mut client: Client| async move { client.lease_grant(ttl, None).await };
-        let id = self.call("grant a lease", grant).await?.id();
-        state.id = Some(id);
-        Ok(id)
+        match self.try_call("grant a lease", end, grant).await {
+            Ok(granted) => Ok(*state.id.insert(granted.id())),
+            Err(Verdict::Next(e) | Verdict::Final(e)) => Err(e),
+            Err(Verdict::LeaseGone) => Err(self.rejected("grant a lease", "requested lease not found")),
+        }
     }
 
     async fn lease_gone(&self, id: i64) {
@@ -245,20 +264,25 @@ impl EtcdStore {
         what: &'static str,
         request: impl Fn(Client) -> F,
     ) -> Result<T, StoreError> {
-        match self.try_call(what, request).await {
+        match self.try_call(what, self.end(), request).await {
             Ok(answer) => Ok(answer),
             Err(Verdict::Next(e) | Verdict::Final(e)) => Err(e),
             Err(Verdict::LeaseGone) => Err(self.rejected(what, "requested lease not found")),
         }
     }
 
+    /// When a call that begins now has to be over.
+    fn end(&self) -> Instant {
+        Instant::now() + self.shared.deadline
+    }
+
     /// Asks each endpoint in turn until one serves or the deadline is over.
     async fn try_call<T, F: Future<Output = Result<T, Error>>>(
         &self,
         what: &'static str,
+        end: Instant,
         request: impl Fn(Client) -> F,
     ) -> Result<T, Verdict> {
-        let end = Instant::now() + self.shared.deadline;
         let count = self.shared.endpoints.len();
         let first = self.live().current;
         let mut faults = Vec::new();
@@ -266,6 +290,7 @@ impl EtcdStore {
             let at = (first + tried) % count;
             let endpoint = &self.shared.endpoints[at];
             let share = end.saturating_duration_since(Instant::now()) / (count - tried) as u32;
+            let fresh = self.live().clients[at].is_none();
             let attempt = async {
                 let client = self.client(at).await?;
                 request(client).await
@@ -281,18 +306,41 @@ impl EtcdStore {
                 },
                 Err(_) => StoreError::Silent { endpoint: endpoint.clone(), after: share },
             };
-            let error = match error {
-                StoreError::Unreachable { faults } if matches!(faults[..], [(_, Fault::Other(_))]) => {
-                    let left = end.saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
-                    look_again(endpoint, StoreError::Unreachable { faults }, left).await
-                }
-                error => error,
-            };
+            let broke_off =
+                matches!(&error, StoreError::Unreachable { faults } if matches!(faults[..], [(_, Fault::Other(_))]));
+            let error = if fresh && broke_off { self.look_again(endpoint, error, end).await } else { error };
             // A connection that failed once is made anew: cheap, and it picks up a changed address.
             self.live().clients[at] = None;
             faults.push((endpoint.clone(), error));
         }
         Err(Verdict::Next(summary(faults)))
+    }
+
+    /// A first connection broke off: a server that is no etcd does that, one that wants a certificate, and one that just
+    /// died. Asks in plain HTTP, which etcd answers on its client port, who is there; `error` stands if that tells nothing.
+    async fn look_again(&self, endpoint: &str, error: StoreError, end: Instant) -> StoreError {
+        let named = || endpoint.to_owned();
+        if self.shared.tls != Tls::None {
+            let why = "the server closed the connection once TLS stood, as one does that wants a certificate of ours";
+            let tls = StoreError::Tls { endpoint: named(), why: why.to_owned() };
+            return if self.shared.tls == Tls::Anonymous { tls } else { error };
+        }
+        let address = endpoint.strip_prefix("http://").unwrap_or(endpoint);
+        let left = end.saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
+        match timeout(left, version(address)).await {
+            Ok(Ok(answer)) if answer.contains("\"etcdserver\"") => error,
+            Ok(Ok(answer)) if answer.contains("HTTPS server") => {
+                StoreError::NotEtcd { endpoint: named(), why: "or wants TLS".to_owned() }
+            }
+            Ok(Ok(answer)) => {
+                let begin: String = answer.lines().next().unwrap_or("").chars().take(80).collect();
+                StoreError::NotEtcd { endpoint: named(), why: format!("asked for its version, it says {begin:?}") }
+            }
+            Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => {
+                StoreError::Unreachable { faults: vec![(named(), Fault::Refused)] }
+            }
+            _ => error,
+        }
     }
 
     /// The connection to an endpoint; made, and with a user also authenticated, at first use.
@@ -414,8 +462,7 @@ fn judge(endpoint: &str, what: &'static str, error: &Error) -> Verdict {
             Verdict::Next(StoreError::Rejected { endpoint, what, why: message.to_owned() })
         }
         _ if message.contains("request is too large") || message.contains("larger than max") => {
-            let why = format!("{message}; register fewer, larger regions, or raise --max-request-bytes of etcd");
-            Verdict::Final(StoreError::Rejected { endpoint, what, why })
+            Verdict::Final(StoreError::ServerLimit { endpoint, why: message.to_owned() })
         }
         _ if own_words => Verdict::Final(StoreError::Rejected { endpoint, what, why: message.to_owned() }),
         code::UNIMPLEMENTED => Verdict::Next(StoreError::NotEtcd { endpoint, why }),
@@ -454,38 +501,14 @@ fn connection(endpoint: String, error: &Error, why: String) -> StoreError {
     }
 }
 
-/// A connection broke off, which a server that is no etcd does, but one that just died too. Asks in plain HTTP, which
-/// etcd answers on its client port, who is there; `error` stands if that says nothing new.
-async fn look_again(endpoint: &str, error: StoreError, within: Duration) -> StoreError {
-    let Some(address) = endpoint.strip_prefix("http://").or((!endpoint.contains("://")).then_some(endpoint)) else {
-        return error;
-    };
-    let ask = async {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(format!("GET /version HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
-        let mut answer = Vec::new();
-        // A connection that breaks after the answer is as good as one that ends.
-        let _ = stream.take(2048).read_to_end(&mut answer).await;
-        Ok::<_, io::Error>(answer)
-    };
-    let not_etcd = |why: String| StoreError::NotEtcd { endpoint: endpoint.to_owned(), why };
-    match timeout(within, ask).await {
-        Ok(Ok(answer)) => {
-            let answer = String::from_utf8_lossy(&answer);
-            if answer.contains("\"etcdserver\"") {
-                error
-            } else if answer.contains("HTTPS server") {
-                not_etcd("or wants TLS".to_owned())
-            } else {
-                let begin: String = answer.lines().next().unwrap_or("").chars().take(80).collect();
-                not_etcd(format!("asked for its version, it says {begin:?}"))
-            }
-        }
-        Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => {
-            StoreError::Unreachable { faults: vec![(endpoint.to_owned(), Fault::Refused)] }
-        }
-        _ => error,
-    }
+/// What an HTTP server at this address says when it is asked for its version.
+async fn version(address: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(format!("GET /version HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
+    let mut answer = Vec::new();
+    // A connection that breaks after the answer is as good as one that ends.
+    let _ = stream.take(2048).read_to_end(&mut answer).await;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 type Cause<'a> = &'a (dyn std::error::Error + 'static);

@@ -158,6 +158,16 @@ pub enum StoreError {
         /// Its words.
         why: String,
     },
+    /// The value is above the server's own limit (1.5 MiB unless configured): some ten thousand regions.
+    #[error(
+        "metadata server {endpoint} does not take a value of that size ({why}): register fewer, larger regions, or raise --max-request-bytes of etcd"
+    )]
+    ServerLimit {
+        /// The server.
+        endpoint: String,
+        /// Its words.
+        why: String,
+    },
     /// The HTTP store answered with another status than 200.
     #[error(
         "{method} {url} http={status} body: {body}; check that the URL is that of a Mooncake metadata server (…/metadata)"
