@@ -205,6 +205,19 @@ async fn a_web_server_is_told_from_etcd() {
     assert!(error.to_string().contains("2379"), "{error}");
 }
 
+/// Runs the first test again in a process whose environment names a proxy that does not exist.
+#[test]
+fn a_proxy_in_the_environment_is_not_used() {
+    let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", "keys_come_back_as_they_were_put_and_go"]);
+    for variable in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"] {
+        again.env(variable, format!("http://127.0.0.1:{}", free_port()));
+    }
+    let output = again.env_remove("no_proxy").env_remove("NO_PROXY").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
 #[tokio::test]
 async fn tls_works_with_the_right_authority_and_is_told_apart_without() {
     let dir = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/tls"));
