@@ -39,6 +39,9 @@ impl RunFolder {
             let folder = path.join(folder);
             std::fs::create_dir_all(&folder).at("create", &folder)?;
         }
+        if out.is_none() {
+            prune(&workspace::target().join("lab-logs"));
+        }
         let made = Self { path, nodes, named: out.is_some() };
         for (name, text) in SCRIPTS {
             made.write(name, text)?;
@@ -70,6 +73,12 @@ impl RunFolder {
     /// Whether the node has its NICs up.
     pub(super) fn is_up(&self, node: u32) -> bool {
         self.path.join(format!("shared/.up/{node}")).exists()
+    }
+
+    /// Why the node's boot script gave up, if it did.
+    pub(super) fn gave_up(&self, node: u32) -> Option<String> {
+        let text = std::fs::read_to_string(self.path.join(format!("shared/.up/{node}.failed"))).ok()?;
+        Some(text.trim().to_owned())
     }
 
     /// Lets the nodes run their command.
@@ -122,6 +131,19 @@ impl RunFolder {
         }
     }
 }
+
+/// Keeps the newest logs of failed runs and removes older ones.
+fn prune(all: &Path) {
+    let entries = std::fs::read_dir(all).into_iter().flatten().flatten();
+    let mut runs: Vec<_> = entries.filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path()))).collect();
+    runs.sort();
+    for (_, run) in runs.iter().rev().skip(KEPT_RUNS) {
+        let _ = std::fs::remove_dir_all(run);
+    }
+}
+
+/// How many folders of failed runs stay.
+const KEPT_RUNS: usize = 20;
 
 fn unique(label: &str) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
