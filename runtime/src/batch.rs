@@ -1,17 +1,26 @@
-//! Transfers submitted together.
+//! Transfers submitted together, and their end.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use moonrail_datapath::error::Cause;
+use moonrail_datapath::error::{Cause, SliceError};
 use moonrail_datapath::nic::Op;
+use moonrail_datapath::work::{Completion, TransferStatus, Work};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Shared};
 use crate::error::{SubmitError, TransferError, WaitError};
 use crate::region::Region;
 use crate::segment::Segment;
+
+/// How long a waiter looks before it sleeps: about what a sleeper's wake-up costs.
+const SPIN: Duration = Duration::from_micros(30);
+/// How long after the batch's own deadline an `.await` goes on: the cores look once a millisecond, and drain.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// One READ or WRITE of a contiguous range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,89 +81,323 @@ pub enum TransferState {
 
 /// Transfers to one or more peers, to be submitted together.
 pub struct BatchBuilder<'a> {
-    #[expect(dead_code)]
-    engine: &'a Engine,
+    pub(crate) engine: &'a Engine,
+    pub(crate) transfers: Vec<(Segment, Transfer)>,
+    pub(crate) deadline: Option<Duration>,
 }
 
 impl BatchBuilder<'_> {
     /// Adds a transfer; its number in the batch is the count of those added before.
     #[must_use]
-    pub fn add(self, _segment: &Segment, _transfer: Transfer) -> Self {
-        todo!()
+    pub fn add(mut self, segment: &Segment, transfer: Transfer) -> Self {
+        self.transfers.push((segment.clone(), transfer));
+        self
     }
 
     /// Ends what is not done after this time, instead of the engine's default (30 s + 1 ns per byte).
     #[must_use]
-    pub fn deadline(self, _after: Duration) -> Self {
-        todo!()
+    pub fn deadline(mut self, after: Duration) -> Self {
+        self.deadline = Some(after);
+        self
     }
 
-    /// Submits everything, or nothing.
+    /// Submits everything, or nothing. Does not block, unless a range lies outside what the peer had published: then the
+    /// peer's descriptor is fetched once more.
+    ///
+    /// # Errors
+    /// See [`SubmitError`]. A batch of several peers or regions whose first part was taken before the engine ran full
+    /// is submitted; the parts there was no room for end as cancelled.
     pub fn submit(self) -> Result<Batch, SubmitError> {
-        todo!()
+        self.engine.shared.submit(self.transfers.as_slice(), self.deadline)
     }
 }
 
-/// Transfers on their way. Any thread may poll it; dropping it never blocks, and what is in flight keeps its memory.
-pub struct Batch {}
+/// A transfer of a batch, and its number of Work and place in it; `None` for an empty one.
+pub(crate) struct Place {
+    pub(crate) transfer: Transfer,
+    pub(crate) work: Option<(u32, u32)>,
+}
+
+/// What a batch is while it is under way and after.
+pub(crate) struct Flight {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) completion: Arc<Completion>,
+    pub(crate) places: Vec<Place>,
+    pub(crate) submitted: Instant,
+    /// When the cores end it.
+    pub(crate) limit: Instant,
+}
+
+enum Works {
+    /// As submitted; they hold the registered memory.
+    Held(Vec<Arc<Work>>),
+    /// Over, with state and bytes of each transfer, and the first error. Memory is let go.
+    Over(Vec<(TransferState, u64)>, Option<Box<TransferError>>),
+}
+
+const UNKNOWN: u8 = 0;
+const DONE: u8 = 1;
+const FAILED: u8 = 2;
+
+pub(crate) struct Inner {
+    flight: Flight,
+    verdict: AtomicU8,
+    /// Nanoseconds from submission until the end was seen; 0: not yet.
+    ended: AtomicU64,
+    works: Mutex<Works>,
+}
+
+/// Transfers on their way. Any thread may poll it and wait for it. Dropping it never blocks: what is not on its way yet
+/// is cancelled, what is in flight keeps its memory until it has ended.
+pub struct Batch {
+    inner: Arc<Inner>,
+    /// Whether the bound of `.await` is set.
+    timed: bool,
+}
 
 impl Batch {
+    pub(crate) fn new(flight: Flight, works: Vec<Arc<Work>>) -> Self {
+        let works = Mutex::new(Works::Held(works));
+        let inner = Arc::new(Inner { flight, verdict: AtomicU8::new(UNKNOWN), ended: AtomicU64::new(0), works });
+        inner.flight.shared.live.add(&inner);
+        Self { inner, timed: false }
+    }
+
     /// Number of transfers.
     pub fn len(&self) -> usize {
-        todo!()
+        self.inner.flight.places.len()
     }
 
     /// Whether it has no transfers: then it is done from the start.
     pub fn is_empty(&self) -> bool {
-        todo!()
+        self.len() == 0
     }
 
     /// The status now. Costs one load while the batch is under way.
     pub fn poll(&self) -> BatchStatus {
-        todo!()
+        self.inner.status()
     }
 
-    /// Waits for the end, at most `for_at_most`: spins for some microseconds, then sleeps.
-    pub fn wait(&self, _for_at_most: Duration) -> Result<(), WaitError> {
-        todo!()
+    /// Waits for the end, at most `for_at_most`: looks for some microseconds, then sleeps. May be called again.
+    ///
+    /// # Errors
+    /// [`WaitError::Failed`] when the batch is over and not all bytes are in place; [`WaitError::DeadlineExceeded`] when
+    /// it is not over.
+    pub fn wait(&self, for_at_most: Duration) -> Result<(), WaitError> {
+        let started = Instant::now();
+        let completion = &self.inner.flight.completion;
+        while !completion.is_done() {
+            let waited = started.elapsed();
+            if waited >= for_at_most {
+                return Err(self.inner.not_over());
+            }
+            if waited < SPIN {
+                for _ in 0..32 {
+                    std::hint::spin_loop();
+                }
+            } else if !completion.sleep(started + for_at_most) {
+                return Err(self.inner.not_over());
+            }
+        }
+        self.inner.outcome()
     }
 
     /// The state of one transfer; `None` beyond the last.
-    pub fn transfer(&self, _index: usize) -> Option<TransferState> {
-        todo!()
+    pub fn transfer(&self, index: usize) -> Option<TransferState> {
+        self.inner.transfer(index).map(|(state, _)| state)
     }
 
     /// Bytes of one transfer that are in place; 0 beyond the last.
-    pub fn transfer_bytes(&self, _index: usize) -> u64 {
-        todo!()
+    pub fn transfer_bytes(&self, index: usize) -> u64 {
+        self.inner.transfer(index).map_or(0, |(_, bytes)| bytes)
     }
 
     /// Bytes of all transfers that are in place.
     pub fn bytes(&self) -> u64 {
-        todo!()
+        (0..self.len()).map(|index| self.transfer_bytes(index)).sum()
     }
 
-    /// The first transfer that failed, in words, with its first cause.
+    /// The first transfer that failed, in words, with its first cause. May be there before the batch is over.
     pub fn first_error(&self) -> Option<TransferError> {
-        todo!()
+        self.inner.first_error()
     }
 
     /// Time since submission, or from submission to the moment the end was first seen.
     pub fn elapsed(&self) -> Duration {
-        todo!()
+        match self.inner.ended.load(Ordering::Relaxed) {
+            0 => self.inner.flight.submitted.elapsed(),
+            nanos => Duration::from_nanos(nanos),
+        }
     }
 
-    /// Ends what is not on its way yet; what is, is drained. The batch ends soon, as failed unless all was done.
+    /// Ends what is not on its way yet; what is, is drained. The batch is over soon after, as failed unless all was done.
+    /// Does not block.
     pub fn cancel(&self) {
-        todo!()
+        self.inner.cancel();
     }
 }
 
-/// `(&mut batch).await` and `batch.await`: the end of the batch, or its deadline.
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch").field("transfers", &self.len()).field("status", &self.poll()).finish_non_exhaustive()
+    }
+}
+
+/// `batch.await`, or `(&mut batch).await` to ask it for details afterwards. Ends with the batch; if that is not over a
+/// second after its deadline, with [`WaitError::DeadlineExceeded`]. Needs no particular runtime.
 impl Future for Batch {
     type Output = Result<(), WaitError>;
 
-    fn poll(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Self::Output> {
-        todo!()
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let flight = &this.inner.flight;
+        if !flight.completion.is_done() {
+            flight.completion.register(context.waker());
+            let bound = flight.limit + GRACE;
+            if !flight.completion.is_done() {
+                if Instant::now() >= bound {
+                    return Poll::Ready(Err(this.inner.not_over()));
+                }
+                if !this.timed {
+                    this.timed = true;
+                    flight.shared.watch.wake_at(bound, &flight.completion);
+                }
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(this.inner.outcome())
     }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        if !self.inner.flight.completion.is_done() {
+            self.inner.cancel();
+        }
+    }
+}
+
+impl Inner {
+    fn works(&self) -> MutexGuard<'_, Works> {
+        self.works.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn status(&self) -> BatchStatus {
+        if !self.flight.completion.is_done() {
+            return BatchStatus::Waiting;
+        }
+        if self.verdict.load(Ordering::Relaxed) == UNKNOWN {
+            let failed = match &*self.works() {
+                Works::Held(works) => works.iter().any(|work| has_failed(work)),
+                Works::Over(_, error) => error.is_some(),
+            };
+            let nanos = u64::try_from(self.flight.submitted.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            let _ = self.ended.compare_exchange(0, nanos.max(1), Ordering::Relaxed, Ordering::Relaxed);
+            self.verdict.store(if failed { FAILED } else { DONE }, Ordering::Relaxed);
+        }
+        if self.verdict.load(Ordering::Relaxed) == FAILED { BatchStatus::Failed } else { BatchStatus::Done }
+    }
+
+    /// Called when the batch is over.
+    fn outcome(&self) -> Result<(), WaitError> {
+        if self.status() == BatchStatus::Done {
+            return Ok(());
+        }
+        match self.first_error() {
+            Some(error) => Err(WaitError::Failed(Box::new(error))),
+            None => Ok(()),
+        }
+    }
+
+    fn transfer(&self, index: usize) -> Option<(TransferState, u64)> {
+        let place = self.flight.places.get(index)?;
+        match &*self.works() {
+            Works::Held(works) => Some(state_of(works, place)),
+            Works::Over(states, _) => states.get(index).copied(),
+        }
+    }
+
+    fn first_error(&self) -> Option<TransferError> {
+        let held: Vec<Arc<Work>> = match &*self.works() {
+            Works::Over(_, error) => return error.as_deref().cloned(),
+            Works::Held(works) => works.clone(),
+        };
+        self.describe(&held)
+    }
+
+    /// Lets go of the memory of a batch that is over, keeping what is told of it.
+    pub(crate) fn retire(&self) {
+        if !self.flight.completion.is_done() {
+            return;
+        }
+        let held = match &*self.works() {
+            Works::Over(..) => return,
+            Works::Held(works) => works.clone(),
+        };
+        let error = self.describe(&held).map(Box::new);
+        let states = self.flight.places.iter().map(|place| state_of(&held, place)).collect();
+        *self.works() = Works::Over(states, error);
+    }
+
+    fn cancel(&self) {
+        if let Works::Held(works) = &*self.works() {
+            for work in works {
+                work.abandon(SliceError::of(Cause::Cancelled));
+            }
+        }
+    }
+
+    /// The first transfer that failed. What the Work met on the way is told only with a failure: a slice that came back
+    /// and arrived by another rail is no error of the batch.
+    fn describe(&self, works: &[Arc<Work>]) -> Option<TransferError> {
+        self.flight.places.iter().enumerate().find_map(|(index, place)| {
+            let (number, slot) = place.work?;
+            let work = works.get(number as usize)?;
+            match work.transfers().get(slot as usize)?.status() {
+                TransferStatus::Failed(error) => {
+                    Some(self.flight.shared.put_into_words(index, place.transfer, work, error))
+                }
+                _ => None,
+            }
+        })
+    }
+
+    fn not_over(&self) -> WaitError {
+        let works = match &*self.works() {
+            Works::Held(works) => works.clone(),
+            Works::Over(..) => Vec::new(),
+        };
+        let waiting: Vec<usize> = (0..self.flight.places.len())
+            .filter(|&index| matches!(self.transfer(index), Some((TransferState::Waiting, _))))
+            .collect();
+        let slow = waiting.first().and_then(|&index| self.flight.places[index].work);
+        let peer = slow.and_then(|(number, _)| works.get(number as usize)).map(|work| work.remote().peer.name());
+        let what = match (waiting.len(), peer) {
+            (0, _) => "all transfers have ended, but it is not proven that nothing of them can still land".to_owned(),
+            (count, Some(peer)) => {
+                format!("{count} of {} transfers with {peer} have not ended", self.flight.places.len())
+            }
+            (count, None) => format!("{count} of {} transfers have not ended", self.flight.places.len()),
+        };
+        let seen = self.first_error().map(|error| error.to_string());
+        let cause = seen.or_else(|| self.flight.shared.trouble_with(peer?));
+        WaitError::DeadlineExceeded { what, since: self.flight.submitted.elapsed(), cause }
+    }
+}
+
+fn has_failed(work: &Work) -> bool {
+    work.transfers().iter().any(|transfer| matches!(transfer.status(), TransferStatus::Failed(_)))
+}
+
+fn state_of(works: &[Arc<Work>], place: &Place) -> (TransferState, u64) {
+    let Some(outcome) = place.work.and_then(|(work, slot)| works.get(work as usize)?.transfers().get(slot as usize))
+    else {
+        return (TransferState::Done, 0);
+    };
+    let state = match outcome.status() {
+        TransferStatus::Waiting => TransferState::Waiting,
+        TransferStatus::Done => TransferState::Done,
+        TransferStatus::Failed(error) => TransferState::Failed(error.cause),
+    };
+    (state, outcome.transferred())
 }

@@ -1,21 +1,41 @@
 //! One node: its NICs, its data cores, its control thread.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use moonrail_control::gid::GidChoice;
+use moonrail_control::{Clock, Control, RailState};
+use moonrail_datapath::core::{CoreCounters as Counting, Inbox};
+use moonrail_datapath::nic::Nic;
 use moonrail_datapath::region::Memory;
 use moonrail_datapath::units::{Gid, GidIndex, Lid, Mtu, PortNum};
 
 use crate::batch::{Batch, BatchBuilder, Transfer};
 use crate::builder::EngineBuilder;
+use crate::config::Settings;
 use crate::error::{NotifyError, RegisterError, SegmentError, SubmitError, UnregisterError};
+use crate::live::{Live, Watch};
+use crate::log::{Level, Log};
+use crate::metrics::Metrics;
 use crate::notify::Notification;
+use crate::pin;
 use crate::region::Region;
-use crate::segment::Segment;
+use crate::registry::Registry;
+use crate::segment::{OPEN_WITHIN, Segment};
+use crate::topology::Machine;
+
+/// For one notification: the peer is dialled, told, and answers.
+const NOTIFY_WITHIN: Duration = Duration::from_secs(20);
+/// For the end of a dropped engine: a core gives up what does not drain after 10 s.
+const DROP_WITHIN: Duration = Duration::from_secs(15);
+/// For threads that were told to end, beyond the caller's own limit.
+const LAST_MOMENT: Duration = Duration::from_millis(200);
 
 /// A NIC of this engine.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NicInfo {
     /// Name of the verbs device.
     pub name: String,
@@ -38,7 +58,7 @@ pub struct NicInfo {
 }
 
 /// A rail: one (local NIC, peer NIC) pair.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RailInfo {
     /// Our NIC.
     pub nic: String,
@@ -46,22 +66,32 @@ pub struct RailInfo {
     pub peer: String,
     /// The peer's NIC.
     pub peer_nic: String,
-    /// `connecting`, `trial`, `up`, `quarantined`, … and why.
+    /// `down`, `connecting`, `waiting`, `trial` or `up`, and what is wrong if something is.
     pub state: String,
     /// Whether it carries slices now.
     pub usable: bool,
+    /// The data core that has it.
+    pub core: u16,
+    /// Queue pairs now.
+    pub qps: usize,
+    /// Path MTU now.
+    pub path_mtu: Option<Mtu>,
+    /// How often it was connected.
+    pub lives: u32,
+    /// Whether the peer is a moonrail node.
+    pub moonrail: bool,
     /// Bytes it has moved.
     pub bytes: u64,
 }
 
 /// What followed from one first error on one queue pair.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IncidentInfo {
     /// When, since the engine started.
     pub at: Duration,
     /// The peer's segment name.
     pub peer: String,
-    /// Status, rail, age, what was decided: one line.
+    /// Rail, status, age, what was decided: one line.
     pub text: String,
     /// Whether it is over.
     pub closed: bool,
@@ -72,18 +102,32 @@ pub struct IncidentInfo {
 pub struct CoreCounters {
     /// The core, counted from 0.
     pub core: u16,
-    /// Work requests posted.
+    /// Work requests the devices accepted, trials of rails included.
     pub work_requests: u64,
     /// Chains posted: one doorbell each.
     pub doorbells: u64,
-    /// Completions reaped.
+    /// Completions reaped, good and bad.
     pub completions: u64,
     /// Bytes of slices that are done.
     pub bytes: u64,
     /// Slices that are done.
     pub slices: u64,
-    /// Slices posted again after they came back.
+    /// Slices that ended without their bytes.
+    pub failed: u64,
+    /// Slices that came back for another rail or another try.
     pub retries: u64,
+    /// First errors of rails.
+    pub first_errors: u64,
+    /// Completions that were only echoes of a first error.
+    pub flushes: u64,
+    /// Work requests a device refused to take.
+    pub refused: u64,
+    /// Turns that did something.
+    pub busy_turns: u64,
+    /// Turns that found nothing to do.
+    pub idle_turns: u64,
+    /// Times the core went to sleep.
+    pub sleeps: u64,
 }
 
 /// Counters of every data core.
@@ -93,12 +137,94 @@ pub struct Counters {
     pub cores: Vec<CoreCounters>,
 }
 
+impl Counters {
+    /// The sum over all cores; its `core` means nothing.
+    pub fn total(&self) -> CoreCounters {
+        self.cores.iter().fold(CoreCounters::default(), |sum, core| CoreCounters {
+            core: 0,
+            work_requests: sum.work_requests + core.work_requests,
+            doorbells: sum.doorbells + core.doorbells,
+            completions: sum.completions + core.completions,
+            bytes: sum.bytes + core.bytes,
+            slices: sum.slices + core.slices,
+            failed: sum.failed + core.failed,
+            retries: sum.retries + core.retries,
+            first_errors: sum.first_errors + core.first_errors,
+            flushes: sum.flushes + core.flushes,
+            refused: sum.refused + core.refused,
+            busy_turns: sum.busy_turns + core.busy_turns,
+            idle_turns: sum.idle_turns + core.idle_turns,
+            sleeps: sum.sleeps + core.sleeps,
+        })
+    }
+}
+
+/// A NIC as the engine keeps it.
+pub(crate) struct OpenNic {
+    pub(crate) nic: Arc<dyn Nic>,
+    pub(crate) gid: GidChoice,
+    pub(crate) lid: Lid,
+    pub(crate) mtu: Mtu,
+    pub(crate) cores: Vec<u16>,
+    pub(crate) pins: bool,
+    /// Bytes registered on it. Written when memory comes or goes.
+    pub(crate) registered: AtomicU64,
+}
+
+/// What the handles (segments, batches) share with the engine. Outlives it as long as one of them does.
+pub(crate) struct Shared {
+    pub(crate) log: Log,
+    pub(crate) control: Control,
+    pub(crate) settings: Settings,
+    pub(crate) machine: Machine,
+    pub(crate) nics: Vec<OpenNic>,
+    pub(crate) inboxes: Arc<[Arc<Inbox>]>,
+    pub(crate) counters: Vec<Arc<Counting>>,
+    pub(crate) clock: Clock,
+    pub(crate) origin: Instant,
+    /// Read by every submission; written when memory comes or goes, and at the end.
+    pub(crate) registry: RwLock<Registry>,
+    /// Held from a change of the table until it is published, so that the last word is the newest state.
+    pub(crate) publishing: Mutex<()>,
+    pub(crate) live: Live,
+    pub(crate) watch: Arc<Watch>,
+}
+
+impl Shared {
+    pub(crate) fn registry(&self) -> RwLockReadGuard<'_, Registry> {
+        self.registry.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn registry_mut(&self) -> RwLockWriteGuard<'_, Registry> {
+        self.registry.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn publishing(&self) -> MutexGuard<'_, ()> {
+        self.publishing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// One node of the cluster. Share it with `Arc`; every method may be called from any thread.
 ///
-/// Dropping it ends what is in flight, fences, deregisters and removes what it published, within a bounded time.
-pub struct Engine {}
+/// Dropping it ends what is in flight, fences, deregisters and removes what it published, within 15 s; see
+/// [`Engine::shutdown`].
+pub struct Engine {
+    pub(crate) shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    ended: AtomicBool,
+    metrics: Mutex<Option<Metrics>>,
+}
 
 impl Engine {
+    pub(crate) fn new(shared: Shared, threads: Vec<JoinHandle<()>>, metrics: Option<Metrics>) -> Self {
+        Self {
+            shared: Arc::new(shared),
+            threads: Mutex::new(threads),
+            ended: AtomicBool::new(false),
+            metrics: Mutex::new(metrics),
+        }
+    }
+
     /// Starts with every option at its default, or what the MC_* environment variables say.
     pub fn builder() -> EngineBuilder {
         EngineBuilder::default()
@@ -106,94 +232,287 @@ impl Engine {
 
     /// Name of this node: what a peer opens. Without a metadata server it holds the port that was found.
     pub fn name(&self) -> &str {
-        todo!()
+        self.shared.control.name()
     }
 
-    /// Where the handshake server listens, as published.
-    pub fn rpc_addr(&self) -> SocketAddr {
-        todo!()
+    /// `HOST:PORT` of the handshake server, as peers are told to dial it.
+    pub fn rpc_addr(&self) -> String {
+        let meta = self.shared.control.rpc_addr();
+        let host = &meta.ip_or_host_name;
+        if host.contains(':') { format!("[{host}]:{}", meta.rpc_port) } else { format!("{host}:{}", meta.rpc_port) }
     }
 
     /// The NICs in use.
     pub fn nics(&self) -> Vec<NicInfo> {
-        todo!()
+        let info = |nic: &OpenNic| NicInfo {
+            name: nic.nic.name().to_owned(),
+            port: nic.nic.port_num(),
+            lid: nic.lid,
+            gid_index: nic.gid.index,
+            gid: nic.gid.gid,
+            mtu: nic.mtu,
+            numa_node: nic.nic.device().numa_node,
+            cores: nic.cores.clone(),
+            registered: nic.registered.load(Ordering::Relaxed),
+        };
+        self.shared.nics.iter().map(info).collect()
+    }
+
+    /// NUMA nodes of this machine, by number: `cpu:N` as location of memory.
+    pub fn numa_nodes(&self) -> Vec<u16> {
+        self.shared.machine.nodes.iter().map(|node| node.id).collect()
     }
 
     /// The rails that exist now.
     pub fn rails(&self) -> Vec<RailInfo> {
-        todo!()
+        let info = |rail: moonrail_control::RailReport| RailInfo {
+            state: match &rail.trouble {
+                Some(trouble) => format!("{}: {trouble}", state_name(rail.state)),
+                None => state_name(rail.state).to_owned(),
+            },
+            usable: rail.state == RailState::Usable,
+            nic: rail.local_nic,
+            peer: rail.peer,
+            peer_nic: rail.peer_nic,
+            core: rail.core.0,
+            qps: rail.qps,
+            path_mtu: rail.path_mtu,
+            lives: rail.lives,
+            moonrail: rail.moonrail,
+            bytes: rail.counters.bytes.get(),
+        };
+        self.shared.control.rails().into_iter().map(info).collect()
     }
 
-    /// Recent incidents, oldest first.
+    /// The last 256 incidents, oldest first.
     pub fn incidents(&self) -> Vec<IncidentInfo> {
-        todo!()
+        let info = |incident: moonrail_control::Incident| IncidentInfo {
+            at: incident.opened.to_duration(),
+            text: format!(
+                "{} to {} {}: {}; age {:?}, {} flushed, {} attempts to connect since",
+                incident.local_nic,
+                incident.peer,
+                incident.peer_nic,
+                incident.cause,
+                incident.age.to_duration(),
+                incident.flushed,
+                incident.attempts
+            ),
+            peer: incident.peer,
+            closed: incident.closed.is_some(),
+        };
+        self.shared.control.incidents().into_iter().map(info).collect()
     }
 
     /// What the cores counted.
     pub fn counters(&self) -> Counters {
-        todo!()
+        let core = |(core, counting): (usize, &Arc<Counting>)| CoreCounters {
+            core: core as u16,
+            work_requests: counting.work_requests.get(),
+            doorbells: counting.doorbells.get(),
+            completions: counting.completions.get(),
+            bytes: counting.bytes_done.get(),
+            slices: counting.slices_done.get(),
+            failed: counting.slices_failed.get(),
+            retries: counting.slices_returned.get(),
+            first_errors: counting.first_errors.get(),
+            flushes: counting.flushes.get(),
+            refused: counting.refused.get(),
+            busy_turns: counting.busy_turns.get(),
+            idle_turns: counting.idle_turns.get(),
+            sleeps: counting.sleeps.get(),
+        };
+        Counters { cores: self.shared.counters.iter().enumerate().map(core).collect() }
     }
 
-    /// Why rails towards a peer are used, or not: lines for people.
-    pub fn explain(&self, _peer: &str) -> Vec<String> {
-        todo!()
+    /// Time since the engine was built: the clock that [`IncidentInfo::at`] is on.
+    pub fn uptime(&self) -> Duration {
+        self.shared.origin.elapsed()
     }
 
-    /// Maps `len` bytes of zeroed memory and registers them, open to peers. `location` is `cpu:N`, or `*` to detect.
-    pub fn allocate(&self, _len: usize, _location: &str) -> Result<Region, RegisterError> {
-        todo!()
+    /// What is known of the way to a peer: a line per rail, and why there is none.
+    pub fn explain(&self, peer: &str) -> Vec<String> {
+        let rails = self.rails().into_iter().filter(|rail| rail.peer == peer);
+        let mut lines: Vec<String> = rails
+            .map(|rail| {
+                let mtu = rail.path_mtu.map(|mtu| format!(", path MTU {mtu}")).unwrap_or_default();
+                format!("{} to {}: {}, {} queue pairs{mtu}", rail.nic, rail.peer_nic, rail.state, rail.qps)
+            })
+            .collect();
+        lines.extend(self.shared.control.why(peer));
+        lines
+    }
+
+    /// Maps `len` bytes of zeroed memory and registers them, open to peers. `location`: `cpu:N` puts them on that NUMA
+    /// node; `*` lets the system choose and names the node afterwards. Blocks until they are registered and published.
+    ///
+    /// # Errors
+    /// See [`RegisterError`]; nothing stays mapped then.
+    pub fn allocate(&self, len: usize, location: &str) -> Result<Region, RegisterError> {
+        if len == 0 {
+            return Err(RegisterError::ZeroLength);
+        }
+        let memory = Memory::allocate(len).map_err(|source| RegisterError::Allocate { len, source })?;
+        self.place(&memory, location);
+        self.shared.register(&memory, location, true)
     }
 
     /// Registers memory of the embedder: `unsafe { Memory::borrow(base, len) }` states the promise that it stays
-    /// mapped. Peers may READ and WRITE it if `remote`. Blocks until it is registered on every NIC and published.
-    pub fn register(&self, _memory: Arc<Memory>, _location: &str, _remote: bool) -> Result<Region, RegisterError> {
-        todo!()
+    /// mapped. Peers may READ and WRITE it if `remote`. `location` as in [`Engine::allocate`], but nothing is moved.
+    /// Blocks until it is registered on every NIC and published.
+    ///
+    /// # Errors
+    /// See [`RegisterError`]; nothing stays registered then.
+    pub fn register(&self, memory: &Arc<Memory>, location: &str, remote: bool) -> Result<Region, RegisterError> {
+        self.shared.register(memory, location, remote)
     }
 
-    /// Takes memory back: unpublishes it, waits until no transfer uses it (at most 60 s), deregisters it.
-    pub fn unregister(&self, _region: Region) -> Result<(), UnregisterError> {
-        todo!()
+    /// Takes memory back: unpublishes it, waits until no transfer of ours uses it (at most 60 s), deregisters it. After
+    /// that no NIC touches it, and borrowed memory may be unmapped.
+    ///
+    /// # Errors
+    /// See [`UnregisterError`].
+    pub fn unregister(&self, region: &Region) -> Result<(), UnregisterError> {
+        self.shared.unregister(region.addr())
     }
 
     /// As [`Engine::unregister`], by the address of the first byte.
-    pub fn unregister_at(&self, _addr: u64) -> Result<(), UnregisterError> {
-        todo!()
+    ///
+    /// # Errors
+    /// See [`UnregisterError`].
+    pub fn unregister_at(&self, addr: u64) -> Result<(), UnregisterError> {
+        self.shared.unregister(addr)
     }
 
     /// The registered regions, by address.
     pub fn regions(&self) -> Vec<Region> {
-        todo!()
+        self.shared.registry().regions()
     }
 
-    /// Finds a peer's memory by the name the peer chose (or `HOST:PORT` without a metadata server). Blocks for one
-    /// metadata request, bounded by its time-out.
-    pub fn open_segment(&self, _name: &str) -> Result<Segment, SegmentError> {
-        todo!()
+    /// Finds a peer's memory by the name the peer chose (or `HOST:PORT` without a metadata server), and begins to connect
+    /// to it. Blocks for one metadata request, at most 20 s. The own name is a peer like others.
+    ///
+    /// # Errors
+    /// See [`SegmentError`].
+    pub fn open_segment(&self, name: &str) -> Result<Segment, SegmentError> {
+        let (control, until) = (&self.shared.control, Instant::now() + OPEN_WITHIN);
+        let found = if self.shared.settings.metadata_cache {
+            control.open_segment(name, until)
+        } else {
+            control.refresh_segment(name, until)
+        };
+        let found = found.map_err(|source| SegmentError::open(name, source))?;
+        Ok(Segment::new(self.shared.clone(), name.to_owned(), found))
     }
 
-    /// Submits transfers to one peer: all of them, or none.
-    pub fn submit(&self, _segment: &Segment, _transfers: &[Transfer]) -> Result<Batch, SubmitError> {
-        todo!()
+    /// Submits transfers to one peer: all of them, or none. Their deadline is 30 s and 1 ns per byte, unless
+    /// MC_TRANSFER_TIMEOUT says otherwise. Does not block, except as [`BatchBuilder::submit`] says.
+    ///
+    /// Transfers are unordered, within a batch and between batches; waiting is the only order. Ranges that overlap while
+    /// in flight are the caller's error.
+    ///
+    /// # Errors
+    /// See [`SubmitError`].
+    pub fn submit(&self, segment: &Segment, transfers: &[Transfer]) -> Result<Batch, SubmitError> {
+        self.shared.submit(&(segment, transfers), None)
     }
 
     /// A batch to several peers, or with a deadline of its own.
     pub fn batch(&self) -> BatchBuilder<'_> {
-        todo!()
+        BatchBuilder { engine: self, transfers: Vec::new(), deadline: None }
     }
 
-    /// Sends a message to a peer. Order towards transfers: wait for the batch first.
-    pub fn notify(&self, _segment: &Segment, _name: &str, _message: &str) -> Result<(), NotifyError> {
-        todo!()
+    /// Sends a message to a peer's application. Order towards transfers: wait for the batch first. Blocks until the peer
+    /// has it, at most 20 s.
+    ///
+    /// # Errors
+    /// See [`NotifyError`].
+    pub fn notify(&self, segment: &Segment, name: &str, message: &str) -> Result<(), NotifyError> {
+        let until = Instant::now() + NOTIFY_WITHIN;
+        let sent = self.shared.control.notify(segment.name(), name, message, until);
+        sent.map_err(|source| NotifyError::send(segment.name(), source))
     }
 
     /// The messages received since the last call, oldest first.
     pub fn notifications(&self) -> Vec<Notification> {
-        todo!()
+        self.shared.control.take_notifications().into_iter().map(Into::into).collect()
     }
 
-    /// Ends the engine: takes no more work, drains and fences for at most `within`, ends what is left, unpublishes,
-    /// deregisters. Called again it does nothing.
-    pub fn shutdown(&self, _within: Duration) {
-        todo!()
+    /// Ends the engine: takes no more work, ends what is under way, fences and unpublishes, ends the threads, deregisters;
+    /// for at most `within` and a fifth of a second. Returns whether all of that was done; if not, a line of the log says
+    /// what is left, and memory that a NIC may still touch stays registered. Called again it does nothing.
+    pub fn shutdown(&self, within: Duration) -> bool {
+        if self.ended.swap(true, Ordering::AcqRel) {
+            return true;
+        }
+        let until = Instant::now() + within;
+        let shared = &self.shared;
+        shared.registry_mut().stopped = true;
+        drop(self.metrics.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let mut whole = shared.control.shutdown(until);
+        let last = until.max(Instant::now()) + LAST_MOMENT;
+        for thread in std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner)) {
+            if let Err(thread) = pin::join_until(thread, last) {
+                let name = thread.thread().name().unwrap_or("a data core").to_owned();
+                shared.log.line(Level::Error, &format!("{name} did not end in time and is left behind"));
+                whole = false;
+            }
+        }
+        shared.watch.stop();
+        for entry in shared.registry_mut().take_all() {
+            if !shared.quiet(&entry.registered, last) {
+                let (addr, len) = (entry.region.addr(), entry.region.len());
+                shared.log.line(
+                    Level::Error,
+                    &format!(
+                        "{len} bytes at {addr:#x} are still in use by transfers and stay registered: keep them mapped"
+                    ),
+                );
+                whole = false;
+            }
+        }
+        whole
+    }
+
+    /// First touch decides the node of memory: by a thread that runs there.
+    fn place(&self, memory: &Arc<Memory>, location: &str) {
+        let node = location.strip_prefix("cpu:").and_then(|n| n.parse::<u16>().ok());
+        let nodes = &self.shared.machine.nodes;
+        let cpu = nodes.iter().find(|there| Some(there.id) == node).and_then(|there| there.cpus.first().copied());
+        let (Some(cpu), true) = (cpu, nodes.len() > 1) else { return };
+        let touched = memory.clone();
+        let touch = move || {
+            for page in 0..touched.len().div_ceil(4096) {
+                // Inside by construction.
+                let _ = touched.write(page * 4096, &[0]);
+            }
+        };
+        let log = self.shared.log.clone();
+        let unpinned = move |cpu| log.warning(format!("no memory of CPU {cpu}'s node was asked for: cannot run there"));
+        if let Ok(thread) = pin::spawn("mr-touch".into(), Some(cpu), unpinned, touch) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shutdown(DROP_WITHIN);
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("name", &self.name()).finish_non_exhaustive()
+    }
+}
+
+fn state_name(state: RailState) -> &'static str {
+    match state {
+        RailState::Down => "down",
+        RailState::Connecting => "connecting",
+        RailState::Waiting => "waiting",
+        RailState::Trial => "trial",
+        RailState::Usable => "up",
     }
 }

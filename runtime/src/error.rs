@@ -39,8 +39,14 @@ pub enum BuildError {
         /// What is wrong with each; empty if there are none at all.
         problems: Vec<NicProblem>,
     },
-    /// Metadata, name, address or listening socket.
-    #[error("the control thread could not start: {source}")]
+    /// The connection string of the metadata server is none.
+    #[error("{source}")]
+    Metadata {
+        /// What is wrong with it, and what it takes.
+        source: Source,
+    },
+    /// Metadata server, name, address or listening socket.
+    #[error("{source}")]
     Control {
         /// What failed, and what to do.
         source: Source,
@@ -96,26 +102,15 @@ pub enum NicProblem {
         /// Its state.
         state: PortState,
     },
-    /// The chosen entry of the GID table is empty.
-    #[error(
-        "device {name} port {port}: GID is NULL, please check your GID index by specifying MC_GID_INDEX (index {index}; \
-         `moonrail nics` lists the table)"
-    )]
-    NullGid {
+    /// No entry of the GID table can be used, or not the one that was asked for.
+    #[error("device {name} port {port}: {source}")]
+    Gid {
         /// The device.
         name: String,
         /// The port.
         port: PortNum,
-        /// The index that was chosen.
-        index: u32,
-    },
-    /// The GID table has nothing to offer.
-    #[error("device {name} port {port} has no usable GID: give its net device an address, or set MC_GID_INDEX")]
-    NoGid {
-        /// The device.
-        name: String,
-        /// The port.
-        port: PortNum,
+        /// What is wrong, and what to set.
+        source: moonrail_control::gid::GidError,
     },
     /// The device could not be opened or asked.
     #[error("Failed to open device {name} on port {port}: {source}")]
@@ -127,6 +122,18 @@ pub enum NicProblem {
         /// What failed, and what to do.
         source: Source,
     },
+}
+
+impl NicProblem {
+    /// The device.
+    pub fn device(&self) -> &str {
+        match self {
+            Self::NotFound { name, .. }
+            | Self::PortNotActive { name, .. }
+            | Self::Gid { name, .. }
+            | Self::Open { name, .. } => name,
+        }
+    }
 }
 
 /// Memory could not be registered. Nothing of it stays registered or published.
@@ -276,7 +283,7 @@ pub enum UnregisterError {
 #[non_exhaustive]
 pub enum SegmentError {
     /// Control could not find it, reach it or understand it.
-    #[error("segment {name:?}: {source}")]
+    #[error("{source}")]
     Open {
         /// The name.
         name: String,
@@ -288,12 +295,21 @@ pub enum SegmentError {
     Stopped,
 }
 
+impl SegmentError {
+    pub(crate) fn open(name: &str, source: moonrail_control::OpenError) -> Self {
+        match source {
+            moonrail_control::OpenError::Control(moonrail_control::ControlError::Gone) => Self::Stopped,
+            source => Self::Open { name: name.to_owned(), source: Box::new(source) },
+        }
+    }
+}
+
 /// A notification could not be sent.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotifyError {
     /// The peer could not be reached or did not answer.
-    #[error("notification to {name:?}: {source}")]
+    #[error("{source}")]
     Send {
         /// The peer.
         name: String,
@@ -303,6 +319,15 @@ pub enum NotifyError {
     /// The engine is shut down.
     #[error("the engine is shut down")]
     Stopped,
+}
+
+impl NotifyError {
+    pub(crate) fn send(name: &str, source: moonrail_control::NotifyError) -> Self {
+        match source {
+            moonrail_control::NotifyError::Control(moonrail_control::ControlError::Gone) => Self::Stopped,
+            source => Self::Send { name: name.to_owned(), source: Box::new(source) },
+        }
+    }
 }
 
 /// A batch was refused. Nothing of it was enqueued.
@@ -332,6 +357,14 @@ pub enum SubmitError {
         segment: String,
         /// First address outside.
         addr: u64,
+    },
+    /// The segment was opened by another engine.
+    #[error("segment {segment} (transfer {index}) was opened by another engine: open it with this one")]
+    ForeignSegment {
+        /// Which transfer of the batch.
+        index: usize,
+        /// The segment.
+        segment: String,
     },
     /// A range that wraps around the address space, or a batch of more slices than 2^32 - 1.
     #[error("transfer {index}: {len} bytes are too many")]

@@ -18,29 +18,45 @@
 //! [`segment`] finds a peer's; [`batch`] moves bytes; [`notify`] tells the peer about it.
 #![deny(missing_docs)]
 
-pub mod batch;
 pub mod builder;
 pub mod config;
-pub mod engine;
-pub mod error;
-#[allow(dead_code)] // until the engine writes lines
 pub mod log;
-pub mod notify;
+mod open;
+mod pin;
+mod start;
+pub mod topology;
+
+pub mod engine;
+
+mod memlock;
 pub mod region;
+mod registry;
+
 pub mod segment;
+
+pub mod batch;
+mod live;
+mod submit;
+mod words;
+
+pub mod notify;
+
+pub mod error;
+mod metrics;
 
 pub use batch::{Batch, BatchBuilder, BatchStatus, Transfer, TransferState};
 pub use builder::{EngineBuilder, PollMode, TlsFiles};
 pub use engine::{CoreCounters, Counters, Engine, IncidentInfo, NicInfo, RailInfo};
 pub use error::{
-    BuildError, NicProblem, NotifyError, RegisterError, SegmentError, SubmitError, TransferError, UnregisterError,
-    WaitError,
+    BuildError, NicProblem, NotifyError, RefusedRegistration, RegisterError, SegmentError, SubmitError, TransferError,
+    UnregisterError, WaitError,
 };
 pub use log::Level;
 pub use notify::Notification;
 pub use region::Region;
 pub use segment::{RemoteRange, Segment};
 
+pub use moonrail_datapath::error::Cause;
 pub use moonrail_datapath::nic::{Nic, Op};
 pub use moonrail_datapath::region::{Memory, OutOfRange};
 pub use moonrail_datapath::units::{Gid, GidIndex, Lid, Mtu, PortNum};

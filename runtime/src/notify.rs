@@ -8,3 +8,9 @@ pub struct Notification {
     /// The message.
     pub message: String,
 }
+
+impl From<moonrail_control::Notification> for Notification {
+    fn from(received: moonrail_control::Notification) -> Self {
+        Self { name: received.name, message: received.message }
+    }
+}

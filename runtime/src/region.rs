@@ -2,27 +2,39 @@
 
 use std::sync::Arc;
 
-use moonrail_datapath::region::{Memory, OutOfRange, Region as Registered};
+use moonrail_datapath::region::{Memory, OutOfRange};
 
 /// Memory registered on every NIC of the engine. Clones are the same region.
 ///
-/// Peers write into it at any time (if it is remote accessible), so it is read and written by copies: a copy that races
-/// with a peer's WRITE sees any mixture of old and new bytes. Dropping the handle unregisters nothing: the region stays
-/// registered until [`crate::Engine::unregister`] or the end of the engine. Any thread may use it.
-#[derive(Clone)]
+/// Peers write into it at any time (if it is open to them), so it is read and written by copies: a copy that races with
+/// a peer's WRITE sees any mixture of old and new bytes. Dropping the handle unregisters nothing: the region stays
+/// registered until [`crate::Engine::unregister`] or the end of the engine. After that the handle still reads and
+/// writes the memory, but no NIC does. Any thread may use it.
+#[derive(Clone, Debug)]
 pub struct Region {
-    pub(crate) inner: Arc<Registered>,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    memory: Arc<Memory>,
+    location: String,
+    remote: bool,
 }
 
 impl Region {
+    pub(crate) fn new(memory: Arc<Memory>, location: String, remote: bool) -> Self {
+        Self { inner: Arc::new(Inner { memory, location, remote }) }
+    }
+
     /// Address of the first byte: what transfers and peers use.
     pub fn addr(&self) -> u64 {
-        self.inner.memory().addr()
+        self.inner.memory.addr()
     }
 
     /// Bytes.
     pub fn len(&self) -> u64 {
-        self.inner.memory().len()
+        self.inner.memory.len()
     }
 
     /// Never true: a region has at least one byte.
@@ -32,7 +44,12 @@ impl Region {
 
     /// Where it lies: `cpu:0`, `*` for unknown, or what was given.
     pub fn location(&self) -> &str {
-        self.inner.location()
+        &self.inner.location
+    }
+
+    /// Whether peers may READ and WRITE it.
+    pub fn is_remote(&self) -> bool {
+        self.inner.remote
     }
 
     /// Copies bytes out, from `offset` on.
@@ -47,6 +64,6 @@ impl Region {
 
     /// The memory itself.
     pub fn memory(&self) -> &Arc<Memory> {
-        self.inner.memory()
+        &self.inner.memory
     }
 }

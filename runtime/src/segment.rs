@@ -1,6 +1,19 @@
 //! Another node's memory, as it published it.
 
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use moonrail_control::RemoteSegment;
+use moonrail_datapath::transfer::RemoteBuffers;
+
+use crate::engine::Shared;
 use crate::error::SegmentError;
+
+/// For one look-up: a store operation (5 s to connect, 5 s to answer), or a peer asked directly.
+pub(crate) const OPEN_WITHIN: Duration = Duration::from_secs(20);
+/// A range that is in none of the peer's buffers causes one new look, but not more often than this.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// One buffer of a peer.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -15,28 +28,100 @@ pub struct RemoteRange {
 
 /// A peer's published memory, opened by name. Clones are the same segment; any thread may use it.
 #[derive(Clone)]
-pub struct Segment {}
+pub struct Segment {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    name: String,
+    current: RwLock<Arc<RemoteSegment>>,
+    looked: Mutex<Option<Instant>>,
+}
 
 impl Segment {
-    /// The name it was opened by.
-    pub fn name(&self) -> &str {
-        todo!()
+    pub(crate) fn new(shared: Arc<Shared>, name: String, found: Arc<RemoteSegment>) -> Self {
+        Self { inner: Arc::new(Inner { shared, name, current: RwLock::new(found), looked: Mutex::new(None) }) }
     }
 
-    /// The peer's buffers in the order it published them, as of the last look.
+    /// The name it was opened by.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// The peer's buffers in the order it published them, as of the last look. Addresses are absolute; a region that
+    /// was larger than the peer's NICs take stands here in pieces.
     pub fn buffers(&self) -> Vec<RemoteRange> {
-        todo!()
+        let range = |entry: &moonrail_control::metadata::BufferEntry| RemoteRange {
+            addr: entry.addr,
+            len: entry.length,
+            location: entry.name.clone(),
+        };
+        self.current().descriptor.buffers.iter().map(range).collect()
+    }
+
+    /// Names of the peer's NICs, as of the last look.
+    pub fn nics(&self) -> Vec<String> {
+        self.current().descriptor.devices.iter().map(|device| device.name.clone()).collect()
     }
 
     /// Fetches the peer's descriptor again, past every cache. Batches in flight keep what they were submitted with.
-    /// Blocks for a metadata request, bounded by its time-out.
+    /// Blocks for a metadata request, at most 20 s.
+    ///
+    /// # Errors
+    /// See [`SegmentError`]; the segment stays as it was.
     pub fn refresh(&self) -> Result<(), SegmentError> {
-        todo!()
+        let Inner { shared, name, current, .. } = &*self.inner;
+        let found = shared
+            .control
+            .refresh_segment(name, Instant::now() + OPEN_WITHIN)
+            .map_err(|source| SegmentError::open(name, source))?;
+        *current.write().unwrap_or_else(PoisonError::into_inner) = found;
+        Ok(())
     }
 
-    /// Cores of this engine that have a usable rail to the peer now. 0 before the first transfer: rails are made when
-    /// they are first needed.
+    /// Cores of this engine that have a usable rail to the peer now. 0 right after opening, or when the peer is away:
+    /// transfers submitted then wait for a rail.
     pub fn ready_cores(&self) -> u32 {
-        todo!()
+        self.remote().peer.routes().count_ones()
+    }
+
+    /// Asks whether the peer answers on its handshake port; returns how long that took.
+    ///
+    /// # Errors
+    /// See [`crate::NotifyError`].
+    pub fn probe(&self, within: Duration) -> Result<Duration, crate::NotifyError> {
+        let name = &self.inner.name;
+        let answer = self.inner.shared.control.probe(name, Instant::now() + within);
+        answer.map_err(|source| crate::NotifyError::send(name, source))
+    }
+
+    pub(crate) fn belongs_to(&self, shared: &Arc<Shared>) -> bool {
+        Arc::ptr_eq(&self.inner.shared, shared)
+    }
+
+    pub(crate) fn remote(&self) -> Arc<RemoteBuffers> {
+        self.current().buffers.clone()
+    }
+
+    /// Looks again, unless that was done a moment ago. Whether it was.
+    pub(crate) fn look_again(&self) -> bool {
+        let mut looked = self.inner.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if looked.is_some_and(|at| at.elapsed() < LOOK_AGAIN) {
+            return false;
+        }
+        *looked = Some(Instant::now());
+        drop(looked);
+        self.refresh().is_ok()
+    }
+
+    fn current(&self) -> Arc<RemoteSegment> {
+        self.inner.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl fmt::Debug for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Segment").field("name", &self.name()).field("buffers", &self.buffers()).finish()
     }
 }

@@ -1,0 +1,374 @@
+//! Building an engine, step by step; each step that fails undoes those before.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use moonrail_control::metadata::MetadataUri;
+use moonrail_control::metadata::store::{Credentials, TlsFiles as StoreTls};
+use moonrail_control::{
+    Clock, ControlConfig, ControlNic, CoreLink, HandshakeOptions, LogLevel, PortChoice, RailOptions, StoreOptions,
+};
+use moonrail_datapath::core::{self, Command, Core, CoreConfig, CoreCounters, Doorbell, Inbox, Outbox};
+use moonrail_datapath::nic::{CompletionQueue, CqHandle};
+use moonrail_datapath::units::{CoreId, Nanos, NicId};
+
+use crate::builder::{EngineBuilder, PollMode};
+use crate::config::{Environment, Settings};
+use crate::engine::{Engine, OpenNic, Shared};
+use crate::error::BuildError;
+use crate::live::{Live, Watch};
+use crate::log::{self, Level, Log};
+use crate::open::{self, Opened};
+use crate::topology::{Machine, assign};
+use crate::{metrics, pin};
+
+/// Cores of one engine: a peer keeps a bit for each.
+const CORES_MAX: usize = 64;
+
+pub(crate) fn start(builder: EngineBuilder) -> Result<Engine, BuildError> {
+    let read_process = |name: &str| std::env::var(name).ok();
+    let read: &dyn Fn(&str) -> Option<String> = match &builder.environment {
+        Some(read) => &**read,
+        None => &read_process,
+    };
+    let mut env = Environment::new(read);
+    let settings = Settings::resolve(&builder.given, &mut env)?;
+    let log = make_log(&builder, &settings, &mut env);
+    for warning in &env.warnings {
+        log.warning(warning);
+    }
+    if let Some(line) = env.ignored() {
+        log.info(line);
+    }
+
+    let machine = Machine::read(Path::new("/sys"));
+    let EngineBuilder { name, metadata, user, tls, wanted, cores, cpus, unpinned, poll_mode, .. } = builder;
+    let uri = MetadataUri::parse(metadata.as_deref().unwrap_or("P2PHANDSHAKE"))
+        .map_err(|error| BuildError::Metadata { source: Box::new(error) })?;
+    let opened = open::open(wanted, &settings, &machine, &log)?;
+    let places = place_cores(cores, cpus, unpinned, &machine, &opened, &log)?;
+
+    let origin = Instant::now();
+    let clock: Clock = Arc::new(move || Nanos::from_duration(origin.elapsed()));
+    let doorbell = Arc::new(Doorbell::new().map_err(|source| system("the control thread's eventfd", source))?);
+    let parts = make_cores(&opened, &places, &settings, &doorbell)?;
+    let counters: Vec<Arc<CoreCounters>> = parts.configs.iter().map(|config| config.counters.clone()).collect();
+    let threads = spawn_cores(parts.configs, &places, poll_mode, &clock, &log, &parts.inboxes)?;
+
+    let config = ControlConfig {
+        name: name.unwrap_or_else(host_name),
+        metadata: uri,
+        store: StoreOptions {
+            credentials: user.map(|(user, password)| Credentials { user, password }),
+            tls: tls.map(|files| StoreTls { ca: files.ca, identity: files.identity, server_name: files.domain }),
+            ..StoreOptions::default()
+        },
+        cluster_id: settings.cluster_id.clone(),
+        nics: parts.control_nics,
+        cores: parts.links,
+        doorbell,
+        matrix: opened.matrix,
+        handshake: HandshakeOptions::default(),
+        rails: rail_options(&settings),
+        clock: clock.clone(),
+        log: control_log(&log),
+    };
+    let config = ControlConfig { handshake: handshake_options(&settings, &config.name), ..config };
+    let control = match moonrail_control::start(config) {
+        Ok(control) => control,
+        Err(source) => {
+            stop_cores(&parts.inboxes, threads);
+            return Err(BuildError::Control { source: Box::new(source) });
+        }
+    };
+
+    let nics = opened
+        .nics
+        .into_iter()
+        .enumerate()
+        .map(|(index, usable)| OpenNic {
+            cores: places.iter().enumerate().filter(|(_, p)| p.nics.contains(&index)).map(|(c, _)| c as u16).collect(),
+            nic: usable.nic,
+            gid: usable.gid,
+            lid: usable.lid,
+            mtu: usable.mtu,
+            pins: usable.pins,
+            registered: AtomicU64::new(0),
+        })
+        .collect();
+    let metrics = settings.metrics.map(|every| metrics::start(every, counters.clone(), log.clone()));
+    let shared = Shared {
+        log,
+        control,
+        settings,
+        machine,
+        nics,
+        inboxes: parts.inboxes,
+        counters,
+        clock,
+        origin,
+        registry: RwLock::default(),
+        publishing: Mutex::default(),
+        live: Live::default(),
+        watch: Arc::new(Watch::default()),
+    };
+    Ok(Engine::new(shared, threads, metrics))
+}
+
+fn system(what: impl Into<String>, source: std::io::Error) -> BuildError {
+    BuildError::System { what: what.into(), source }
+}
+
+fn make_log(builder: &EngineBuilder, settings: &Settings, env: &mut Environment<'_>) -> Log {
+    let sink = match (&builder.sink, &settings.log_dir) {
+        (Some(sink), _) => sink.clone(),
+        (None, Some(folder)) => log::file_in(folder).unwrap_or_else(|_| {
+            let path = folder.display();
+            env.warnings.push(format!("Path [{path}] is not a valid directory path. Still logging to stderr."));
+            log::stderr()
+        }),
+        (None, None) => log::stderr(),
+    };
+    Log::new(settings.log_level, sink)
+}
+
+fn control_log(log: &Log) -> moonrail_control::LogSink {
+    let log = log.clone();
+    Arc::new(move |record| {
+        let level = match record.level {
+            LogLevel::Info => Level::Info,
+            LogLevel::Warning => Level::Warning,
+            LogLevel::Error => Level::Error,
+        };
+        log.line(level, &record.text);
+    })
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .ok()
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "localhost".to_owned())
+}
+
+/// Where a core runs and what it polls.
+struct CorePlace {
+    cpu: Option<usize>,
+    nics: Vec<usize>,
+}
+
+fn place_cores(
+    cores: Option<usize>,
+    cpus: Option<Vec<usize>>,
+    unpinned: bool,
+    machine: &Machine,
+    opened: &Opened,
+    log: &Log,
+) -> Result<Vec<CorePlace>, BuildError> {
+    let range = || format!("1 to {CORES_MAX}");
+    let refused = |option, value: usize| BuildError::Option { option, value: value.to_string(), range: range() };
+    let allowed = pin::allowed_cpus();
+    let nic_nodes: Vec<Option<u16>> = opened.nics.iter().map(|usable| usable.nic.device().numa_node).collect();
+    let mut chosen: Vec<Option<usize>> = if let Some(cpus) = cpus {
+        if cpus.is_empty() || cpus.len() > CORES_MAX {
+            return Err(refused("core_cpus", cpus.len()));
+        }
+        if let Some(cpu) = cpus.iter().find(|cpu| !allowed.is_empty() && !allowed.contains(cpu)) {
+            let range = format!("CPUs this process may run on: {allowed:?}");
+            return Err(BuildError::Option { option: "core_cpus", value: cpu.to_string(), range });
+        }
+        cpus.into_iter().map(Some).collect()
+    } else {
+        let count = cores.unwrap_or_else(|| allowed.len().saturating_sub(1).clamp(1, CORES_MAX));
+        if count == 0 || count > CORES_MAX {
+            return Err(refused("cores", count));
+        }
+        let mut chosen: Vec<_> = machine.choose_cpus(&allowed, count, &nic_nodes).into_iter().map(Some).collect();
+        if chosen.len() < count {
+            log.warning(format!(
+                "{count} data cores on {} CPUs: those without a CPU of their own are not pinned",
+                chosen.len()
+            ));
+            chosen.resize(count, None);
+        }
+        chosen
+    };
+    if unpinned {
+        chosen.fill(None);
+    }
+    let core_nodes: Vec<Option<u16>> = chosen.iter().map(|cpu| machine.node_of((*cpu)?)).collect();
+    Ok(chosen.into_iter().zip(assign(&core_nodes, &nic_nodes)).map(|(cpu, nics)| CorePlace { cpu, nics }).collect())
+}
+
+struct Parts {
+    inboxes: Arc<[Arc<Inbox>]>,
+    links: Vec<CoreLink>,
+    configs: Vec<CoreConfig>,
+    control_nics: Vec<ControlNic>,
+}
+
+fn make_cores(
+    opened: &Opened,
+    places: &[CorePlace],
+    settings: &Settings,
+    doorbell: &Arc<Doorbell>,
+) -> Result<Parts, BuildError> {
+    let inboxes: Arc<[Arc<Inbox>]> = (0..places.len())
+        .map(|core| Inbox::new(CoreId(core as u16)))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|source| system("a data core's eventfd", source))?
+        .into();
+    let links: Vec<CoreLink> =
+        inboxes.iter().map(|inbox| CoreLink { inbox: inbox.clone(), outbox: Outbox::new(doorbell.clone()) }).collect();
+    let mut queues: Vec<Vec<(NicId, Box<dyn CompletionQueue>)>> = places.iter().map(|_| Vec::new()).collect();
+    let mut control_nics = Vec::new();
+    for (index, usable) in opened.nics.iter().enumerate() {
+        let device = usable.nic.device();
+        let depth = if device.max_cqe > 0 { settings.cq_depth.min(device.max_cqe) } else { settings.cq_depth };
+        let mut cqs: Vec<Option<CqHandle>> = vec![None; places.len()];
+        for (core, _) in places.iter().enumerate().filter(|(_, place)| place.nics.contains(&index)) {
+            let (queue, handle) = usable.nic.create_cq(depth).map_err(|source| {
+                system(format!("a completion queue of {depth} entries on NIC {}", usable.nic.name()), source)
+            })?;
+            queues[core].push((NicId(index as u16), queue));
+            cqs[core] = Some(handle);
+        }
+        control_nics.push(ControlNic { nic: usable.nic.clone(), gid: usable.gid.clone(), cqs });
+    }
+    let configs = queues
+        .into_iter()
+        .enumerate()
+        .map(|(core, nics)| CoreConfig {
+            id: CoreId(core as u16),
+            inbox: inboxes[core].clone(),
+            outbox: links[core].outbox.clone(),
+            cores: inboxes.clone(),
+            nics,
+            counters: Arc::new(CoreCounters::default()),
+        })
+        .collect();
+    Ok(Parts { inboxes, links, configs, control_nics })
+}
+
+fn spawn_cores(
+    configs: Vec<CoreConfig>,
+    places: &[CorePlace],
+    mode: PollMode,
+    clock: &Clock,
+    log: &Log,
+    inboxes: &[Arc<Inbox>],
+) -> Result<Vec<JoinHandle<()>>, BuildError> {
+    let mode = match mode {
+        PollMode::Busy => core::PollMode::Busy,
+        PollMode::Adaptive => core::PollMode::default(),
+    };
+    let mut threads = Vec::new();
+    for (config, place) in configs.into_iter().zip(places) {
+        let name = format!("mr-core-{}", config.id);
+        let (clock, log_pin, log) = (clock.clone(), log.clone(), log.clone());
+        let told = name.clone();
+        let unpinned = move |cpu| {
+            log_pin.warning(format!(
+                "{told} could not be pinned to CPU {cpu} and may be moved: check cpusets and taskset"
+            ));
+        };
+        let body_name = name.clone();
+        let body = move || {
+            // Allocated on its own thread, so that its memory lies on its own node.
+            let turned = catch_unwind(AssertUnwindSafe(|| core::run(&mut Core::new(config), mode, &*clock)));
+            if turned.is_err() {
+                log.line(
+                    Level::Error,
+                    &format!(
+                        "{body_name} has panicked: its transfers do not end; restart this process and report the panic"
+                    ),
+                );
+            }
+        };
+        match pin::spawn(name, place.cpu, unpinned, body) {
+            Ok(thread) => threads.push(thread),
+            Err(source) => {
+                stop_cores(inboxes, threads);
+                return Err(system("a data core's thread", source));
+            }
+        }
+    }
+    Ok(threads)
+}
+
+/// Ends cores that never saw a queue pair.
+fn stop_cores(inboxes: &[Arc<Inbox>], threads: Vec<JoinHandle<()>>) {
+    for inbox in inboxes {
+        // Cannot be full: nothing was ever put in.
+        let _ = inbox.command(Command::Stop);
+    }
+    let until = Instant::now() + Duration::from_secs(5);
+    for thread in threads {
+        let _ = pin::join_until(thread, until);
+    }
+}
+
+fn rail_options(settings: &Settings) -> RailOptions {
+    RailOptions {
+        qps_per_rail: settings.qps_per_rail,
+        mtu_max: settings.mtu,
+        pkey_index: settings.pkey_index,
+        traffic_class: settings.traffic_class,
+        service_level: settings.service_level,
+        max_send_wr: settings.max_wr,
+        max_send_sge: settings.max_sge,
+        max_inline: settings.max_inline,
+        same_name_only: settings.same_name_only,
+        peer_affinity: settings.peer_affinity.clone(),
+        ..RailOptions::default()
+    }
+}
+
+fn handshake_options(settings: &Settings, name: &str) -> HandshakeOptions {
+    let port = if settings.rpc_port_from_name {
+        PortChoice::Fixed(port_of(name).unwrap_or(settings.handshake_port))
+    } else {
+        PortChoice::Range(settings.rpc_ports.0, settings.rpc_ports.1)
+    };
+    HandshakeOptions {
+        publish: settings.publish_host.clone(),
+        port,
+        ipv6: settings.ipv6,
+        backlog: settings.handshake_backlog,
+        connect_timeout: settings.handshake_connect_timeout,
+        max_length: settings.handshake_max_length,
+        ..HandshakeOptions::default()
+    }
+}
+
+/// The port at the end of a name, if it has one; a bare IPv6 address has none.
+pub(crate) fn port_of(name: &str) -> Option<u16> {
+    let (host, port) = name.rsplit_once(':')?;
+    let bare_v6 = host.contains(':') && !host.ends_with(']') && !host.contains('%');
+    if bare_v6 { None } else { port.parse().ok().filter(|port| *port > 0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_of_names() {
+        for (name, port) in [
+            ("host:7", Some(7)),
+            ("host", None),
+            ("[::1]:9", Some(9)),
+            ("fe80::1", None),
+            ("fe80::1%eth0:5", Some(5)),
+            ("host:x", None),
+            ("host:0", None),
+        ] {
+            assert_eq!(port_of(name), port, "{name}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! From transfers to Works: look up, tile, group, enqueue. All of a batch, or nothing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use moonrail_datapath::core::dispatch;
+use moonrail_datapath::error::{Cause, SliceError};
+use moonrail_datapath::nic::Op;
+use moonrail_datapath::region::Region as Registered;
+use moonrail_datapath::slice::{Slice, TileError, tile};
+use moonrail_datapath::transfer::RemoteBuffers;
+use moonrail_datapath::units::{Nanos, RemoteAddr};
+use moonrail_datapath::work::{Completion, Work, WorkParts};
+
+use crate::batch::{Batch, Flight, Place, Transfer};
+use crate::engine::Shared;
+use crate::error::SubmitError;
+use crate::registry::{Registry, chunk_at};
+use crate::segment::Segment;
+
+/// How long a batch of several Works waits for room after its first one was taken.
+const ROOM_WITHIN: Duration = Duration::from_millis(10);
+
+/// Transfers that share a direction, a peer's descriptor and a local region.
+struct Group {
+    op: Op,
+    remote: Arc<RemoteBuffers>,
+    registered: Arc<Registered>,
+    slices: Vec<Slice>,
+    lens: Vec<u64>,
+}
+
+/// The transfers of a batch, wherever they are kept.
+pub(crate) trait Transfers {
+    fn count(&self) -> usize;
+    fn get(&self, index: usize) -> (&Segment, Transfer);
+}
+
+impl Transfers for (&Segment, &[Transfer]) {
+    fn count(&self) -> usize {
+        self.1.len()
+    }
+    fn get(&self, index: usize) -> (&Segment, Transfer) {
+        (self.0, self.1[index])
+    }
+}
+
+impl Transfers for [(Segment, Transfer)] {
+    fn count(&self) -> usize {
+        self.len()
+    }
+    fn get(&self, index: usize) -> (&Segment, Transfer) {
+        (&self[index].0, self[index].1)
+    }
+}
+
+impl Shared {
+    /// Submits `transfers`. `deadline`: for the whole batch; `None` for the engine's default.
+    pub(crate) fn submit<T: Transfers + ?Sized>(
+        self: &Arc<Self>,
+        transfers: &T,
+        deadline: Option<Duration>,
+    ) -> Result<Batch, SubmitError> {
+        match self.try_submit(transfers, deadline) {
+            // The peer may have registered it after we looked.
+            Err(SubmitError::OutsidePeer { index, segment, addr }) => {
+                let (far, _) = transfers.get(index);
+                if far.look_again() {
+                    self.try_submit(transfers, deadline)
+                } else {
+                    Err(SubmitError::OutsidePeer { index, segment, addr })
+                }
+            }
+            result => result,
+        }
+    }
+
+    fn try_submit<T: Transfers + ?Sized>(
+        self: &Arc<Self>,
+        transfers: &T,
+        deadline: Option<Duration>,
+    ) -> Result<Batch, SubmitError> {
+        let submitted = Instant::now();
+        // Held until everything is enqueued: memory cannot leave, and the engine cannot stop, in between.
+        let registry = self.registry();
+        if registry.stopped {
+            return Err(SubmitError::Stopped);
+        }
+        let mut groups: Vec<Group> = Vec::new();
+        let mut places = Vec::with_capacity(transfers.count());
+        let mut bytes = 0u64;
+        for index in 0..transfers.count() {
+            let (segment, transfer) = transfers.get(index);
+            if !segment.belongs_to(self) {
+                return Err(SubmitError::ForeignSegment { index, segment: segment.name().to_owned() });
+            }
+            places.push(if transfer.len == 0 {
+                Place { transfer, work: None }
+            } else {
+                let (group, slot) = self.add(&mut groups, &registry, index, segment, transfer)?;
+                Place { transfer, work: Some((group, slot)) }
+            });
+            bytes = bytes.saturating_add(transfer.len);
+        }
+        let span = deadline.unwrap_or_else(|| self.settings.transfer_timeout + Duration::from_nanos(bytes));
+        let until = (self.clock)().plus(Nanos::from_duration(span));
+        let completion = Completion::new(groups.len() as u32);
+        let works = groups.into_iter().map(|group| self.work(group, until, &completion)).collect::<Vec<_>>();
+        for (number, work) in works.iter().enumerate() {
+            self.enqueue(work, number > 0)?;
+        }
+        drop(registry);
+        Ok(Batch::new(Flight { shared: self.clone(), completion, places, submitted, limit: submitted + span }, works))
+    }
+
+    /// Cuts one transfer into the group it belongs to; returns its place there.
+    fn add(
+        &self,
+        groups: &mut Vec<Group>,
+        registry: &Registry,
+        index: usize,
+        segment: &Segment,
+        transfer: Transfer,
+    ) -> Result<(u32, u32), SubmitError> {
+        let Transfer { op, local, remote, len } = transfer;
+        if local.checked_add(len).is_none() || remote.checked_add(len).is_none() {
+            return Err(SubmitError::Length { index, len });
+        }
+        let entry = registry.find(local).ok_or(SubmitError::NotRegistered { index, addr: local })?;
+        let buffers = segment.remote();
+        // The newest group first: transfers of one kind come in runs.
+        let found = groups.iter().rposition(|group| {
+            group.op == op && Arc::ptr_eq(&group.registered, &entry.registered) && Arc::ptr_eq(&group.remote, &buffers)
+        });
+        let place = found.unwrap_or_else(|| {
+            let registered = entry.registered.clone();
+            groups.push(Group { op, remote: buffers, registered, slices: Vec::new(), lens: Vec::new() });
+            groups.len() - 1
+        });
+        let group = &mut groups[place];
+        let slot = group.lens.len() as u32;
+        if group.slices.len() as u64 + len / u64::from(self.settings.slices.size) >= u64::from(u32::MAX) {
+            return Err(SubmitError::Length { index, len });
+        }
+        let (near, far) = (&group.registered, &group.remote);
+        let cut = tile(
+            slot,
+            local,
+            RemoteAddr(remote),
+            len,
+            self.settings.slices,
+            |addr| chunk_at(near, addr),
+            |addr| far.find(addr),
+            &mut group.slices,
+        );
+        cut.map_err(|error| match error {
+            TileError::Local { addr } => SubmitError::NotRegistered { index, addr },
+            TileError::Remote { addr } => SubmitError::OutsidePeer { index, segment: segment.name().to_owned(), addr },
+        })?;
+        group.lens.push(len);
+        Ok((place as u32, slot))
+    }
+
+    fn work(&self, group: Group, deadline: Nanos, completion: &Arc<Completion>) -> Arc<Work> {
+        Work::new(WorkParts {
+            op: group.op,
+            slices: group.slices,
+            transfers: group.lens,
+            local: group.registered,
+            remote: group.remote,
+            deadline,
+            cores: self.inboxes.len() as u16,
+            retries: self.settings.retries,
+            completion: completion.clone(),
+        })
+    }
+
+    /// Puts a Work into the cores' rings. The first one of a batch is refused where a ring is full; for a later one room
+    /// is waited for, and if none comes it ends as cancelled: what was taken before cannot be taken back.
+    fn enqueue(&self, work: &Arc<Work>, others_before: bool) -> Result<(), SubmitError> {
+        if dispatch(work.clone(), &self.inboxes).is_ok() {
+            return Ok(());
+        }
+        if !others_before {
+            return Err(SubmitError::Busy);
+        }
+        let until = Instant::now() + ROOM_WITHIN;
+        while Instant::now() < until {
+            std::thread::yield_now();
+            if dispatch(work.clone(), &self.inboxes).is_ok() {
+                return Ok(());
+            }
+        }
+        work.abandon(SliceError::of(Cause::Cancelled));
+        Ok(())
+    }
+}
