@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use lab_support::{Lab, run, wait_for};
 use moonrail_datapath::nic::qp::Step;
-use moonrail_datapath::nic::verbs::{self, OpenError, VerbsNic};
+use moonrail_datapath::nic::verbs::{self, AccessProblem, OpenError, VerbsNic};
 use moonrail_datapath::nic::{self, Access, AsyncEvent, GidKind, LinkLayer, Nic, Op, PortState, QpCaps, WcStatus};
 use moonrail_datapath::region::Memory;
 use moonrail_datapath::units::{Gid, Lkey, Mtu, PortNum, Rkey, SqPsn};
@@ -45,6 +45,22 @@ fn a_device_is_listed_and_opened_by_name() {
     );
     assert!(matches!(VerbsNic::open("rxe0", PortNum(2)), Err(OpenError::PortOutOfRange { ports: 1, .. })));
     assert!(matches!(VerbsNic::open("rxe0", PortNum(0)), Err(OpenError::PortOutOfRange { .. })));
+    lab.barrier();
+}
+
+#[test]
+fn a_device_that_is_hidden_is_told_with_the_reason() {
+    let lab = Lab::enter("hidden");
+    let path = std::path::Path::new("/dev/infiniband/uverbs0");
+    let away = path.with_extension("away");
+    std::fs::rename(path, &away).unwrap();
+    let (listed, opened) = (verbs::list(), VerbsNic::open("rxe0", PORT));
+    std::fs::rename(&away, path).unwrap();
+    let expected = AccessProblem::NoCharacterDevice { path: path.to_owned() };
+    let device = listed.expect("listed all the same").remove(0);
+    assert_eq!((device.info.name.as_str(), device.problem.as_ref()), ("rxe0", Some(&expected)));
+    assert!(device.ports[0].gids.iter().any(|g| g.gid.to_ipv4().is_some()), "by sysfs: {device:?}");
+    assert!(matches!(opened, Err(OpenError::Refused { problem, .. }) if problem == expected));
     lab.barrier();
 }
 
@@ -194,6 +210,9 @@ fn path_mtus_that_differ_carry_small_packets_only() {
     let lab = Lab::enter("mtu");
     let mtu = [Mtu::B4096, Mtu::B1024][lab.node as usize];
     let cases = [
+        // The trial of a rail, which therefore says nothing of the path MTU. No key of either side is looked at.
+        (0, Op::Write, 0, Works),
+        (1, Op::Read, 0, Works),
         (0, Op::Write, 1024, Works),
         (1, Op::Write, 1024, Works),
         (0, Op::Read, 1024, Works),
@@ -217,7 +236,9 @@ fn path_mtus_that_differ_carry_small_packets_only() {
         }
         lab.exchange(&format!("{name}-ready"), "");
         if lab.node == starter {
-            assert_eq!(pair.post.post(&[pair.request(op, 0, 0, 0, len)]).accepted, 1);
+            let request = pair.request(op, 0, 0, 0, len);
+            let trial = nic::WorkRequest { lkey: Lkey(0), rkey: Rkey(0), ..request };
+            assert_eq!(pair.post.post(&[if len == 0 { trial } else { request }]).accepted, 1);
             match expected {
                 Works => assert_eq!(take(pair.cq.as_mut(), 1)[0].status, WcStatus::SUCCESS, "{name}"),
                 Fails(status) => assert_eq!(take(pair.cq.as_mut(), 1)[0].status, status, "{name}"),
@@ -350,7 +371,7 @@ fn z_a_link_that_goes_and_comes_back_says_so() {
         let fd = pair.nic.async_fd().expect("verbs has a descriptor for events");
         let event = |expected: AsyncEvent| {
             wait_for(&format!("{expected:?}"), || {
-                readable(fd, Duration::from_millis(100));
+                readable(&fd, Duration::from_millis(100));
                 pair.nic.next_async_event().unwrap().filter(|event| *event == expected)
             })
         };

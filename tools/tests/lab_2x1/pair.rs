@@ -120,7 +120,7 @@ impl Pair {
 
     /// Whether the completion queue's descriptor becomes readable within `limit`.
     pub(crate) fn woken(&self, limit: Duration) -> bool {
-        readable(self.cq.event_fd().expect("a verbs queue has a descriptor"), limit)
+        readable(&self.cq.event_fd().expect("a verbs queue has a descriptor"), limit)
     }
 
     /// Looks a little longer: no completion beyond those that were taken.
@@ -178,7 +178,7 @@ pub(crate) fn take(cq: &mut dyn CompletionQueue, n: usize) -> Vec<Completion> {
 }
 
 /// Whether a descriptor becomes readable within `limit`.
-pub(crate) fn readable(fd: impl AsRawFd, limit: Duration) -> bool {
+pub(crate) fn readable(fd: &impl AsRawFd, limit: Duration) -> bool {
     let mut poll = mio::Poll::new().unwrap();
     poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), mio::Token(0), mio::Interest::READABLE).unwrap();
     let mut events = mio::Events::with_capacity(1);

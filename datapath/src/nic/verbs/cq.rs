@@ -208,7 +208,7 @@ mod tests {
         let mut wc = MaybeUninit::<sys::ibv_wc>::uninit();
         let p = wc.as_mut_ptr();
         let id = WrId { slot: 7, generation: 9, sequence: 11 };
-        // SAFETY: writes the four fields in place, and then the function reads only those (miri agrees).
+        // SAFETY: writes the four fields in place, and then the function reads only those.
         let got = unsafe {
             (*p).wr_id = id.to_bits();
             (*p).status = 4711;

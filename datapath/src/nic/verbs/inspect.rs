@@ -60,19 +60,34 @@ pub enum AccessProblem {
 }
 
 impl AccessProblem {
-    /// Reads what ibv_open_device(3) left in errno.
+    /// Why ibv_open_device(3) failed with `error`.
     pub(super) fn from_open(sysfs: &Sysfs, device: &str, error: &io::Error) -> Self {
-        let Some(uverbs) = sysfs.uverbs(device) else { return Self::NoUverbs };
-        let path = Path::new("/dev/infiniband").join(uverbs);
-        // libibverbs tries two ways to open it and keeps the errno of either: ask the file itself.
-        let found = std::fs::OpenOptions::new().read(true).write(true).open(&path);
-        match (found.err().map(|e| e.kind()), error.kind()) {
-            (Some(io::ErrorKind::NotFound), _) => Self::NoCharacterDevice { path },
-            (Some(io::ErrorKind::PermissionDenied), _) | (_, io::ErrorKind::PermissionDenied) => {
-                Self::PermissionDenied { path }
-            }
-            _ => Self::Other { errno: error.raw_os_error().unwrap_or(libc::EIO) },
+        // libibverbs tries two ways to open the character device and keeps the errno of either: ask the file itself.
+        match character_device(sysfs, device) {
+            Err(problem) => problem,
+            Ok(path) if error.kind() == io::ErrorKind::PermissionDenied => Self::PermissionDenied { path },
+            Ok(_) => Self::Other { errno: error.raw_os_error().unwrap_or(libc::EIO) },
         }
+    }
+
+    /// Why libibverbs does not list a device that the kernel has. It leaves out without a word what has no character
+    /// device, as in a container (seen with version 44), as well as what it has no provider for.
+    pub(super) fn from_absence(sysfs: &Sysfs, device: &str) -> Self {
+        character_device(sysfs, device).err().unwrap_or(Self::NoProvider)
+    }
+}
+
+/// Opens the character device of `device` for a moment.
+fn character_device(sysfs: &Sysfs, device: &str) -> Result<PathBuf, AccessProblem> {
+    let Some(uverbs) = sysfs.uverbs(device) else { return Err(AccessProblem::NoUverbs) };
+    let path = Path::new("/dev/infiniband").join(uverbs);
+    match std::fs::OpenOptions::new().read(true).write(true).open(&path) {
+        Ok(_) => Ok(path),
+        Err(error) => Err(match error.kind() {
+            io::ErrorKind::NotFound => AccessProblem::NoCharacterDevice { path },
+            io::ErrorKind::PermissionDenied => AccessProblem::PermissionDenied { path },
+            _ => AccessProblem::Other { errno: error.raw_os_error().unwrap_or(libc::EIO) },
+        }),
     }
 }
 
@@ -124,9 +139,7 @@ pub fn list() -> Result<Vec<DeviceSummary>, ListError> {
     let mut found: Vec<_> = devices.iter().map(|device| through_verbs(&device, &sysfs)).collect();
     for name in sysfs.devices() {
         if !found.iter().any(|d| d.info.name == name) {
-            let problem =
-                if sysfs.uverbs(&name).is_some() { AccessProblem::NoProvider } else { AccessProblem::NoUverbs };
-            found.push(through_sysfs(&name, &sysfs, problem));
+            found.push(through_sysfs(&name, &sysfs, AccessProblem::from_absence(&sysfs, &name)));
         }
     }
     if found.is_empty() {
@@ -200,6 +213,8 @@ mod tests {
         let problem = AccessProblem::from_open(&tree.sysfs(), "rxe0", &denied);
         assert_eq!(problem, AccessProblem::NoCharacterDevice { path: "/dev/infiniband/uverbs987".into() });
         assert!(problem.to_string().contains("--device=/dev/infiniband"), "{problem}");
+        // (past) libibverbs does not even list it then, and it was told as "no provider".
+        assert_eq!(AccessProblem::from_absence(&tree.sysfs(), "rxe0"), problem);
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub enum OpenError {
         /// What it said.
         source: io::Error,
     },
-    /// ibv_open_device(3) failed.
+    /// ibv_open_device(3) failed, or libibverbs leaves out a device that the kernel has.
     #[error("device {name} cannot be opened: {problem}")]
     Refused {
         /// The device.
@@ -118,11 +118,16 @@ impl VerbsNic {
     pub fn open(name: &str, port: PortNum) -> Result<Arc<Self>, OpenError> {
         library::require()?;
         let devices = DeviceList::get().map_err(|source| OpenError::List { source })?;
-        let Some(device) = devices.iter().find(|d| d.name() == name) else {
-            let present = devices.iter().map(|d| d.name()).collect();
-            return Err(OpenError::NoSuchDevice { name: name.to_owned(), present });
-        };
         let sysfs = Sysfs::system();
+        let Some(device) = devices.iter().find(|d| d.name() == name) else {
+            let (name, present) = (name.to_owned(), sysfs.devices());
+            return Err(if present.contains(&name) {
+                let problem = AccessProblem::from_absence(&sysfs, &name);
+                OpenError::Refused { name, problem }
+            } else {
+                OpenError::NoSuchDevice { name, present }
+            });
+        };
         let context = Context::open(&device).map_err(|error| OpenError::Refused {
             name: name.to_owned(),
             problem: AccessProblem::from_open(&sysfs, name, &error),

@@ -24,7 +24,7 @@ struct Template {
 }
 
 /// Work requests linked into one list. Constant after construction, except inside a post: each request's `next` (the
-/// template after it), `sg_list` (its own entry) and `num_sge` (1).
+/// template after it) and `sg_list` (its own entry).
 struct Templates {
     /// Owned. Kept as a raw pointer, because the templates hold raw pointers to each other.
     first: NonNull<Template>,
@@ -44,7 +44,6 @@ impl Templates {
             unsafe {
                 let this = first.as_ptr().add(i);
                 (*this).wr.sg_list = &raw mut (*this).sge;
-                (*this).wr.num_sge = 1;
                 if i + 1 < len {
                     (*this).wr.next = first.as_ptr().add(i + 1).cast(); // `wr` comes first in a template
                 }
@@ -265,5 +264,17 @@ mod tests {
             assert_eq!((wr.opcode, wr.send_flags), (ibv_wr_opcode::IBV_WR_RDMA_READ, 0));
             0
         });
+    }
+
+    #[test]
+    fn a_request_of_no_bytes_has_no_entry_and_the_next_one_has_its_own_again() {
+        let mut templates = Templates::new(1);
+        for (len, entries) in [(64, 1), (0, 0), (64, 1)] {
+            templates.post(&[WorkRequest { len, ..request(1) }], |list, _| {
+                // SAFETY: the head of the list.
+                assert_eq!(unsafe { (*list).num_sge }, entries);
+                0
+            });
+        }
     }
 }
