@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::{lab, setup, workspace};
 
-/// What node 0 and node 1 do; node 0 tells the story.
+/// What node 0 and node 1 do; both tell their part.
 const STORY: &str = include_str!("../../lab/demo.sh");
 
 const BUILD: Duration = Duration::from_secs(1200);
@@ -25,7 +25,7 @@ pub(crate) fn run() -> Result<()> {
         return Err(Error::new(cause, "run `cargo build -p moonrail-tools` and see what it says"));
     }
     let started = Instant::now();
-    println!("demo: booting two virtual nodes with two Soft-RoCE NICs each, one network, real verbs, in software");
+    println!("demo: booting two virtual nodes with two Soft-RoCE NICs each, real verbs, in software");
     lab::run(&plan(&moonrail))?;
     println!("demo: every byte arrived as it was sent; {} s from the first boot", started.elapsed().as_secs());
     Ok(())
@@ -36,6 +36,6 @@ fn plan(moonrail: &Path) -> lab::Plan {
     let mut plan = lab::Plan::new("demo", lab::Topology::of(2, 2), command);
     plan.env = vec![("MOONRAIL_BIN".to_owned(), moonrail.to_string_lossy().into_owned())];
     plan.limit = LIMIT;
-    plan.show = lab::Show::FirstNode;
+    plan.show = lab::Show::Live;
     plan
 }

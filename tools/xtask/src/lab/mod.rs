@@ -58,8 +58,6 @@ impl Topology {
 pub(crate) enum Show {
     /// Every line as it comes, with the node's name before it.
     Live,
-    /// Every line of node 0 and nothing of the others: for a story told by one node.
-    FirstNode,
     /// Nothing while it runs; the end of every log when a node fails.
     OnFailure,
 }

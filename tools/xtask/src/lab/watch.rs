@@ -291,13 +291,9 @@ struct Tail {
 
 impl Output {
     fn new(show: Show, folder: &RunFolder, nodes: u32) -> Self {
-        let shown = match show {
-            Show::Live => 0..nodes,
-            Show::FirstNode => 0..1,
-            Show::OnFailure => 0..0,
-        };
-        let prefix = |node| if show == Show::Live { format!("[node{node}] ") } else { String::new() };
-        let tail = |node| Tail { prefix: prefix(node), path: folder.log(node), shown: 0, partial: Vec::new() };
+        let shown = if show == Show::Live { 0..nodes } else { 0..0 };
+        let tail =
+            |node| Tail { prefix: format!("[node{node}] "), path: folder.log(node), shown: 0, partial: Vec::new() };
         Self { logs: shown.map(tail).collect() }
     }
 
