@@ -17,6 +17,9 @@ use crate::signal::Stop;
 use crate::table::{Align, Table, wrap};
 use crate::units;
 
+/// A table may hold hundreds of addresses; the reasons repeat. `--json` has them all.
+const REASONS_SHOWN: usize = 8;
+
 /// What the environment asks of a NIC, as the engine reads it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Wanted {
@@ -176,7 +179,7 @@ fn device_text(device: &DeviceSummary, wanted: Wanted) -> String {
         let limits = format!(
             "limits: {} per region, {} regions, {} queue pairs of {} requests, {} scatter/gather entries, {} entries \
              per completion queue, {} READs out and {} in per queue pair",
-            units::size(info.max_mr_size),
+            if info.max_mr_size == u64::MAX { "any size".to_owned() } else { units::size(info.max_mr_size) },
             info.max_mr,
             info.max_qp,
             info.max_qp_wr,
@@ -209,41 +212,41 @@ fn port_text(text: &mut String, port: &PortSummary, readable: bool, wanted: Want
         mtu(info.max_mtu)
     );
     let chosen = choice(port, wanted);
+    if port.gids.is_empty() {
+        let why = if readable { "every entry of the GID table is empty" } else { "the GID table cannot be read" };
+        let _ = writeln!(text, "    {why}");
+        return;
+    }
     let mut table = Table::new(&[
-        ("", Align::Left),
         ("GID", Align::Right),
         ("type", Align::Left),
         ("net device", Align::Left),
         ("address", Align::Left),
-        ("why", Align::Left),
+        ("", Align::Left),
     ]);
     for entry in &port.gids {
-        let (mark, why) = match &chosen {
-            Ok(choice) if choice.index == entry.index => ("->", chosen_because(choice)),
-            Ok(choice) => ("", why_not(choice, entry.index)),
-            Err(_) => ("", String::new()),
-        };
+        let used = chosen.as_ref().is_ok_and(|choice| choice.index == entry.index);
         table.row([
-            mark.to_owned(),
             entry.index.to_string(),
             kind(entry.kind),
             entry.net_device.clone().unwrap_or_else(|| "-".to_owned()),
             address(entry),
-            why,
+            if used { "<- used".to_owned() } else { String::new() },
         ]);
     }
-    if port.gids.is_empty() {
-        let why = if readable { "every entry of the GID table is empty" } else { "the GID table cannot be read" };
-        let _ = writeln!(text, "    {why}");
-    } else {
-        text.push_str(&table.render(4));
+    text.push_str(&table.render(4));
+    if let Ok(choice) = &chosen {
+        paragraph(text, 4, &format!("GID {} is used: {}", choice.index, chosen_because(choice)));
+        for (index, why) in choice.rejected.iter().take(REASONS_SHOWN) {
+            paragraph(text, 4, &format!("GID {index} is not: {why}"));
+        }
     }
 }
 
 fn chosen_because(choice: &GidChoice) -> String {
     match choice.reason {
-        GidReason::Ranked => format!("chosen: best class here, {}", choice.class),
-        GidReason::Fixed => format!("chosen: MC_GID_INDEX says so ({})", choice.class),
+        GidReason::Ranked => format!("best class of this port, {}", choice.class),
+        GidReason::Fixed => format!("MC_GID_INDEX says so ({})", choice.class),
     }
 }
 
@@ -356,7 +359,7 @@ mod tests {
     fn the_table_shows_the_choice_with_its_reason_in_80_columns() {
         let text = device_text(&device(PortState::Active, two_gids()), WANTED);
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-        let chosen = text.lines().find(|line| line.trim_start().starts_with("->")).unwrap();
+        let chosen = text.lines().find(|line| line.ends_with("<- used")).unwrap();
         assert!(chosen.contains("10.0.0.1") && chosen.contains("RoCE v2"), "{text}");
         assert!(text.contains("ACTIVE") && text.contains("MTU 1024 of 4096") && text.contains("network-private-v4"));
         assert!(!text.contains("in the way"), "{text}");
