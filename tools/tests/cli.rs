@@ -2,6 +2,9 @@
 
 use std::process::{Command, Output};
 
+/// A port on loopback that nothing listens on: 1 is tcpmux, which nobody runs.
+const NOBODY: &str = "127.0.0.1:1";
+
 fn moonrail(line: &str) -> Output {
     // A bound for every call: a command that hangs must fail the test, not stop the test run.
     let mut command = Command::new("timeout");
@@ -140,4 +143,21 @@ fn without_an_rdma_nic_nics_says_what_is_missing_and_what_to_do() {
     let json = moonrail("nics --json");
     assert_eq!(status(&json), 1);
     assert!(stdout(&json).contains("\"devices\":[]") && stdout(&json).contains("\"problem\""), "{}", stdout(&json));
+}
+
+#[test]
+fn without_an_rdma_nic_nothing_is_served_and_the_reason_is_told() {
+    if has_rdma() {
+        return;
+    }
+    for line in [
+        "serve --name 127.0.0.1 --size 1MiB".to_owned(),
+        format!("bench {NOBODY} --name 127.0.0.1 --iterations 1"),
+        format!("bench --mode=initiator --metadata_server=P2PHANDSHAKE --segment_id={NOBODY} --device_name=mlx5_9"),
+    ] {
+        let output = moonrail(&line);
+        assert_eq!(status(&output), 1, "{line}: {}", stderr(&output));
+        let text = stderr(&output);
+        assert!(text.contains("error: ") && !text.contains("panicked"), "{line}: {text}");
+    }
 }
