@@ -1,0 +1,143 @@
+//! One core with one rail over the [`NullNic`], and a thread that answers its events as control would.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use moonrail_datapath::core::counters::RailCounters;
+use moonrail_datapath::core::{
+    self, Command, Core, CoreConfig, CoreCounters, CoreEvent, Doorbell, Inbox, Outbox, PollMode, RailKey, RailSpec,
+};
+use moonrail_datapath::limits::SQ_DEPTH;
+use moonrail_datapath::nic::{Access, AdminHalf, InitAttr, Nic, QpCaps, RtrAttr, RtsAttr};
+use moonrail_datapath::region::{Chunk, ChunkKeys, Memory, Region};
+use moonrail_datapath::slice::Extent;
+use moonrail_datapath::transfer::{Peer, RemoteBuffer, RemoteBuffers};
+use moonrail_datapath::units::{
+    CoreId, Gid, GidIndex, Lid, Mtu, Nanos, NicId, PeerId, PeerNicId, PortNum, RailId, Rkey, RqPsn, SqPsn,
+};
+
+use crate::null::NullNic;
+
+/// The parts a submitter needs.
+pub(crate) struct Rig {
+    pub(crate) inboxes: Arc<[Arc<Inbox>]>,
+    pub(crate) region: Arc<Region>,
+    pub(crate) remote: Arc<RemoteBuffers>,
+    pub(crate) counters: Arc<CoreCounters>,
+    origin: Instant,
+    core: Option<JoinHandle<()>>,
+    control: Option<JoinHandle<()>>,
+    _admin: AdminHalf,
+}
+
+impl Rig {
+    /// `bytes` of memory on each side; waits until the rail is proven.
+    pub(crate) fn new(bytes: usize, mode: PollMode) -> Result<Self, Box<dyn Error>> {
+        let gid = Gid([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1]);
+        let nic: Arc<dyn Nic> = NullNic::new("null0", gid);
+        let (cq, handle) = nic.create_cq(4096)?;
+        let caps = QpCaps { max_send_wr: SQ_DEPTH, max_send_sge: 1, max_inline: 64 };
+        let qp = nic.create_qp(&handle, caps)?;
+        let rtr = RtrAttr {
+            path_mtu: Mtu::B4096,
+            dest_qpn: qp.qpn(),
+            rq_psn: RqPsn::STOCK,
+            max_dest_rd_atomic: 16,
+            min_rnr_timer: 12,
+            dest_gid: gid,
+            dest_lid: Lid(0),
+            sgid_index: GidIndex(0),
+            hop_limit: 16,
+            traffic_class: 0,
+            service_level: 0,
+            port: PortNum(1),
+        };
+        let rts = RtsAttr { timeout: 14, retry_cnt: 6, rnr_retry: 7, sq_psn: SqPsn::STOCK, max_rd_atomic: 16 };
+        let (post, admin) = qp.init(&InitAttr { port: PortNum(1), pkey_index: 0 })?.rtr(&rtr)?.rts(&rts)?.split();
+
+        let memory = Memory::allocate(bytes)?;
+        let access = Access { remote: true, relaxed_ordering: false };
+        let keys: ChunkKeys = nic.register(&memory, 0, memory.len(), access)?.into();
+        let chunk = Chunk { addr: memory.addr(), len: memory.len(), keys: Box::new([Some(keys)]) };
+        let region = Arc::new(Region::new(memory, vec![chunk], "*".into(), true));
+        let peer = Peer::new(PeerId(0), "peer".into());
+        let buffer = RemoteBuffer {
+            extent: Extent { addr: 1 << 40, len: bytes as u64 },
+            rkeys: Box::new([Some(Rkey(1))]),
+            location: "*".into(),
+        };
+        let remote = Arc::new(RemoteBuffers::new(peer.clone(), vec![buffer]));
+
+        let doorbell = Arc::new(Doorbell::new()?);
+        let inboxes: Arc<[Arc<Inbox>]> = vec![Inbox::new(CoreId(0))?].into();
+        let outbox = Outbox::new(doorbell);
+        let counters = Arc::new(CoreCounters::default());
+        let config = CoreConfig {
+            id: CoreId(0),
+            inbox: inboxes[0].clone(),
+            outbox: outbox.clone(),
+            cores: inboxes.clone(),
+            nics: vec![(NicId(0), cq)],
+            counters: counters.clone(),
+        };
+        let origin = Instant::now();
+        let clock = move || Nanos::from_duration(origin.elapsed());
+        let body = move || core::run(&mut Core::new(config), mode, &clock);
+        let core = std::thread::Builder::new().name("mr-core-0".into()).spawn(body)?;
+        let rail_counters = Arc::new(RailCounters::default());
+        let key = RailKey { rail: RailId(0), life: 0 };
+        let spec = RailSpec { key, peer: peer.clone(), nic: NicId(0), peer_nic: PeerNicId(0), counters: rail_counters };
+        if inboxes[0].command(Command::Adopt { rail: spec, qp: post }).is_err() {
+            return Err("the core's command ring is full".into());
+        }
+        let stopped = Arc::new(AtomicBool::new(false));
+        let control = std::thread::Builder::new().name("mr-control".into()).spawn({
+            let stopped = stopped.clone();
+            move || serve(&outbox, &stopped)
+        })?;
+        let rig =
+            Self { inboxes, region, remote, counters, origin, core: Some(core), control: Some(control), _admin: admin };
+        let started = Instant::now();
+        while peer.routes() == 0 {
+            if started.elapsed() > Duration::from_secs(5) {
+                return Err("the rail was not proven within 5 s".into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(rig)
+    }
+
+    pub(crate) fn now(&self) -> Nanos {
+        Nanos::from_duration(self.origin.elapsed())
+    }
+}
+
+/// Drops what is finished and wakes who sleeps on it, as control does.
+fn serve(outbox: &Outbox, stopped: &AtomicBool) {
+    while !stopped.load(Ordering::Relaxed) {
+        let mut idle = true;
+        while let Some(event) = outbox.next() {
+            idle = false;
+            match event {
+                CoreEvent::Finished(work) => work.completion().wake(),
+                CoreEvent::Stopped => stopped.store(true, Ordering::Relaxed),
+                _ => {}
+            }
+        }
+        if idle {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let _ = self.inboxes[0].command(Command::Stop);
+        for thread in [self.core.take(), self.control.take()].into_iter().flatten() {
+            let _ = thread.join();
+        }
+    }
+}
