@@ -1,14 +1,18 @@
 //! What other crates hold of the control thread: a handle whose every call is bounded in time and never panics.
 
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, sync_channel};
 use std::time::{Duration, Instant};
 
 use moonrail_datapath::core::counters::RailCounters;
+use moonrail_datapath::core::port::Doorbell;
 use moonrail_datapath::transfer::RemoteBuffers;
 use moonrail_datapath::units::{CoreId, Mtu, Nanos, RailId};
 
-use crate::config::ControlConfig;
-use crate::error::{ControlError, NotifyError, OpenError, PublishError, StartError};
+use crate::brain::{Answer, BeginError, Call};
+use crate::config::Clock;
+use crate::driver::Question;
+use crate::error::{ControlError, NotifyError, OpenError, PublishError};
 use crate::metadata::{BufferEntry, RpcMeta, SegmentDescriptor};
 
 /// A peer's memory as its descriptor told. A newer descriptor is another value.
@@ -112,28 +116,40 @@ pub struct Incident {
 /// is dropped.
 #[derive(Clone)]
 pub struct Control {
-    name: Arc<str>,
-    rpc: RpcMeta,
+    shared: Arc<Shared>,
 }
 
-/// Binds the control port, publishes this node and starts the thread `mr-control`.
-///
-/// # Errors
-/// See [`StartError`]; nothing stays published or running then.
-pub fn start(config: ControlConfig) -> Result<Control, StartError> {
-    let _ = config;
-    Err(StartError::Option { option: "everything", range: "written first".to_owned() })
+struct Shared {
+    name: String,
+    rpc: RpcMeta,
+    /// `None` only while being dropped.
+    questions: Option<Sender<Question>>,
+    doorbell: Arc<Doorbell>,
+    clock: Clock,
 }
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // The thread sees that nobody can ask any more once it is awake.
+        self.questions = None;
+        self.doorbell.ring();
+    }
+}
+
+/// What a call may take longer than its deadline, which the control thread itself keeps.
+const GRACE: Duration = Duration::from_millis(500);
+/// For questions that nothing has to be waited for.
+const AT_ONCE: Duration = Duration::from_secs(2);
 
 impl Control {
     /// The name under which peers open this node: `host:port` in peer-to-peer mode.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.shared.name
     }
 
     /// Host and port that peers dial.
     pub fn rpc_addr(&self) -> &RpcMeta {
-        &self.rpc
+        &self.shared.rpc
     }
 
     /// Looks `name` up, and begins to connect rails to it. Answers as soon as the descriptor is known.
@@ -141,8 +157,7 @@ impl Control {
     /// # Errors
     /// See [`OpenError`].
     pub fn open_segment(&self, name: &str, until: Instant) -> Result<Arc<RemoteSegment>, OpenError> {
-        let _ = (name, until);
-        Err(ControlError::Gone.into())
+        self.open(name, false, until)
     }
 
     /// Like [`Control::open_segment`], but never answers from the cache.
@@ -150,17 +165,26 @@ impl Control {
     /// # Errors
     /// See [`OpenError`].
     pub fn refresh_segment(&self, name: &str, until: Instant) -> Result<Arc<RemoteSegment>, OpenError> {
-        let _ = (name, until);
-        Err(ControlError::Gone.into())
+        self.open(name, true, until)
+    }
+
+    fn open(&self, name: &str, fresh: bool, until: Instant) -> Result<Arc<RemoteSegment>, OpenError> {
+        match self.ask("opening the segment", Call::Open { name: name.to_owned(), fresh }, until)? {
+            Answer::Opened(result) => result,
+            _ => Err(ControlError::Gone.into()),
+        }
     }
 
     /// Replaces what this node offers. Keys are in the order of the NICs given at start.
     ///
     /// # Errors
-    /// See [`PublishError`]. With a failing store the new list is still what peers are told that ask us directly.
+    /// See [`PublishError`]. With a failing store the new list is still what peers are told that ask us directly, and it
+    /// goes on being put until the store takes it.
     pub fn publish(&self, buffers: Vec<BufferEntry>, until: Instant) -> Result<(), PublishError> {
-        let _ = (buffers, until);
-        Err(ControlError::Gone.into())
+        match self.ask("publishing the segment", Call::Publish(buffers), until)? {
+            Answer::Published(result) => result,
+            _ => Err(ControlError::Gone.into()),
+        }
     }
 
     /// Sends two texts to the application of the node that owns `segment`.
@@ -168,13 +192,19 @@ impl Control {
     /// # Errors
     /// See [`NotifyError`].
     pub fn notify(&self, segment: &str, name: &str, message: &str, until: Instant) -> Result<(), NotifyError> {
-        let _ = (segment, name, message, until);
-        Err(ControlError::Gone.into())
+        let (segment, name, message) = (segment.to_owned(), name.to_owned(), message.to_owned());
+        match self.ask("the notification", Call::Notify { segment, name, message }, until)? {
+            Answer::Notified(result) => result,
+            _ => Err(ControlError::Gone.into()),
+        }
     }
 
     /// Takes what peers' applications sent since the last call, oldest first.
     pub fn take_notifications(&self) -> Vec<Notification> {
-        Vec::new()
+        match self.ask("notifications", Call::Notifications, Instant::now() + AT_ONCE) {
+            Ok(Answer::Notifications(taken)) => taken,
+            _ => Vec::new(),
+        }
     }
 
     /// Asks whether the node that owns `segment` answers on its control port; returns how long it took.
@@ -182,30 +212,78 @@ impl Control {
     /// # Errors
     /// See [`NotifyError`].
     pub fn probe(&self, segment: &str, until: Instant) -> Result<Duration, NotifyError> {
-        let _ = (segment, until);
-        Err(ControlError::Gone.into())
+        let began = Instant::now();
+        match self.ask("the probe", Call::Probe(segment.to_owned()), until)? {
+            Answer::Notified(result) => result.map(|()| began.elapsed()),
+            _ => Err(ControlError::Gone.into()),
+        }
     }
 
     /// Every rail. Empty when the control thread is gone.
     pub fn rails(&self) -> Vec<RailReport> {
-        Vec::new()
+        match self.ask("rails", Call::Rails, Instant::now() + AT_ONCE) {
+            Ok(Answer::Rails(rails)) => rails,
+            _ => Vec::new(),
+        }
     }
 
     /// The last 256 incidents, oldest first.
     pub fn incidents(&self) -> Vec<Incident> {
-        Vec::new()
+        match self.ask("incidents", Call::Incidents, Instant::now() + AT_ONCE) {
+            Ok(Answer::Incidents(incidents)) => incidents,
+            _ => Vec::new(),
+        }
     }
 
     /// Why no rail to `segment` can be made, if that is so: the first cause.
     pub fn why(&self, segment: &str) -> Option<String> {
-        let _ = segment;
-        None
+        match self.ask("the cause", Call::Why(segment.to_owned()), Instant::now() + AT_ONCE) {
+            Ok(Answer::Why(why)) => why,
+            _ => None,
+        }
     }
 
-    /// Withdraws this node, stops the cores, destroys every queue pair and ends the thread. Returns whether all of it was
-    /// done by `until`; what is not done is given up then. May be called again.
+    /// Withdraws this node, stops the cores, destroys every queue pair and ends the thread. Returns whether the thread
+    /// came to its end by `until`; what is not given back by then is given up. May be called again.
     pub fn shutdown(&self, until: Instant) -> bool {
-        let _ = until;
-        true
+        match self.ask("the shutdown", Call::Shutdown, until) {
+            Ok(Answer::Stopped) | Err(ControlError::Gone) => true,
+            Ok(_) | Err(_) => false,
+        }
+    }
+
+    fn ask(&self, what: &'static str, call: Call, until: Instant) -> Result<Answer, ControlError> {
+        let left = until.saturating_duration_since(Instant::now());
+        let until = (self.shared.clock)().plus(Nanos::from_duration(left));
+        let (reply, answer) = sync_channel(1);
+        let questions = self.shared.questions.as_ref().ok_or(ControlError::Gone)?;
+        questions.send(Question { call, until, reply }).map_err(|_| ControlError::Gone)?;
+        self.shared.doorbell.ring();
+        answer.recv_timeout(left.saturating_add(GRACE)).map_err(|error| match error {
+            RecvTimeoutError::Disconnected => ControlError::Gone,
+            RecvTimeoutError::Timeout => ControlError::Deadline {
+                what,
+                state: "the control thread itself does not answer; the machine is overloaded, or a log sink blocks"
+                    .to_owned(),
+            },
+        })
+    }
+
+    pub(crate) fn assemble(
+        name: String,
+        rpc: RpcMeta,
+        questions: Sender<Question>,
+        doorbell: Arc<Doorbell>,
+        clock: Clock,
+    ) -> Self {
+        Self { shared: Arc::new(Shared { name, rpc, questions: Some(questions), doorbell, clock }) }
+    }
+
+    /// Publishes the node for the first time.
+    pub(crate) fn begin(&self, until: Instant) -> Result<(), BeginError> {
+        match self.ask("publishing this node", Call::Begin, until)? {
+            Answer::Begun(result) => result,
+            _ => Err(ControlError::Gone.into()),
+        }
     }
 }

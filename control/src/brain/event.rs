@@ -195,6 +195,11 @@ pub enum Action {
         /// When it has to be over.
         deadline: Nanos,
     },
+    /// Report changes of a key from now on, as [`Event::Changed`]. Where the store cannot, nothing happens.
+    Watch {
+        /// The key.
+        key: String,
+    },
     /// Run a job where blocking does no harm. [`Event::Job`] must follow.
     Run(Job),
     /// Put a command into a core's ring. Commands to one core keep their order.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use moonrail_datapath::units::{Nanos, NicId};
 
-use super::event::{Answer, BeginError, CallId, StoreOp};
+use super::event::{Action, Answer, BeginError, CallId, StoreOp};
 use super::peer::NoReply;
 use super::{Brain, Kind, Pending, Timer};
 use crate::config::LogLevel;
@@ -124,6 +124,10 @@ impl Brain {
 
     fn begun(&mut self, result: &Result<(), StoreError>) {
         self.own.begun = result.is_ok();
+        if let (Some(address), Some(segment), true) = (self.address_key(), self.segment_key(), self.own.begun) {
+            self.out.push(Action::Watch { key: address });
+            self.out.push(Action::Watch { key: segment });
+        }
         for id in self.callers(|kind| *kind == Kind::Begin) {
             self.finish(id, Answer::Begun(result.clone().map_err(BeginError::Store)));
         }

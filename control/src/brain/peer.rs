@@ -30,6 +30,7 @@ pub(super) struct PeerState {
     pub(super) segment: Option<Arc<RemoteSegment>>,
     /// What is cached may be out of date.
     pub(super) stale: bool,
+    watched: bool,
     fetching: Option<Token>,
     address: Option<RpcMeta>,
     locating: Option<Token>,
@@ -88,6 +89,7 @@ impl Brain {
             nics: Vec::new(),
             segment: None,
             stale: false,
+            watched: false,
             fetching: None,
             address: None,
             locating: None,
@@ -155,8 +157,11 @@ impl Brain {
         let token = self.token(Pending::Fetch(peer));
         self.peer_mut(peer).fetching = Some(token);
         if let Some(keys) = &self.config.store {
-            let op = StoreOp::Get(keys.segment(&name));
-            self.ask_store(token, op);
+            let key = keys.segment(&name);
+            if !std::mem::replace(&mut self.peer_mut(peer).watched, true) {
+                self.out.push(Action::Watch { key: key.clone() });
+            }
+            self.ask_store(token, StoreOp::Get(key));
         } else {
             let own = self.own_descriptor();
             self.dial(peer, token, Frame::typed(MessageType::Metadata, p2p::request(Some(&own))));

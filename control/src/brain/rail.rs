@@ -76,7 +76,7 @@ pub(super) enum End {
     /// No queue pairs.
     Down,
     /// A job makes queue pairs; for our own hello, or for a peer's.
-    Making(Option<(Inbound, PeerEnd)>),
+    Making(Option<Box<(Inbound, PeerEnd)>>),
     /// Queue pairs in RESET that our hello names.
     Asking { qps: Vec<Qp<Reset>>, ours: OwnEnd },
     /// A job connects them.

@@ -178,7 +178,7 @@ impl Brain {
         };
         let state = &mut self.rails[rail];
         state.core = core;
-        state.end = End::Making(for_peer);
+        state.end = End::Making(for_peer.map(Box::new));
         let (nic, count) = (state.nic, state.count);
         self.run(nic, JobKind::Make { core, count, caps }, Pending::End(rail));
     }
@@ -193,7 +193,7 @@ impl Brain {
                 let ours = OwnEnd { psns: psns.collect(), qpns };
                 self.rails[rail].end = End::Asking { qps, ours: ours.clone() };
                 let own_path = self.own_nic(self.rails[rail].nic).path;
-                match for_peer {
+                match for_peer.map(|boxed| *boxed) {
                     Some((inbound, theirs)) => self.connect(rail, theirs, Then::Answer(Box::new(inbound))),
                     None if own_path == self.rails[rail].peer_path => {
                         let nic = self.own_nic(self.rails[rail].nic);
@@ -211,7 +211,7 @@ impl Brain {
                     Outcome::Made(Err(error)) => error.to_string(),
                     _ => "the device's job was lost".to_owned(),
                 };
-                if let Some((inbound, _)) = for_peer {
+                if let Some((inbound, _)) = for_peer.map(|boxed| *boxed) {
                     let refusal = self.unavailable(rail);
                     self.refuse(&inbound, refusal);
                 }

@@ -139,7 +139,7 @@ pub fn plan(
     }
     let agreed = !theirs.psns.is_empty() && theirs.psns.len() == ours.psns.len();
     let pairs = theirs.qpns.iter().enumerate().map(|(i, dest)| {
-        let numbers = (theirs.psns.get(i).and_then(|psn| RqPsn::new(psn.get())), ours.psns.get(i));
+        let numbers = (theirs.psns.get(i).map(|psn| RqPsn::from_peer(*psn)), ours.psns.get(i));
         let (rq_psn, sq_psn) = match numbers {
             (Some(theirs), Some(ours)) if agreed => (theirs, *ours),
             _ => (RqPsn::STOCK, SqPsn::STOCK),

@@ -1,0 +1,217 @@
+//! The handshake server: connections of peers and of whoever else connects. Each has one deadline for everything and a
+//! limit on its bytes; none can hold up another, and the oldest that has sent no whole request makes room for a new one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+
+use mio::net::{TcpListener, TcpStream};
+use mio::{Interest, Registry, Token};
+use moonrail_datapath::units::Nanos;
+
+use crate::brain::{ConnId, Event};
+use crate::wire::{Frame, FrameDecoder};
+
+/// Bytes read from one connection in one turn.
+pub(super) const READ_PER_TURN: usize = 256 << 10;
+/// Connections accepted in one turn.
+const ACCEPTS_PER_TURN: usize = 256;
+/// How long a client may take to close after the reply.
+const LINGER: Nanos = Nanos::from_secs(2);
+
+enum Stage {
+    /// Its request is coming.
+    Reading(FrameDecoder),
+    /// The brain has it.
+    Asked,
+    /// The reply goes out.
+    Writing(Vec<u8>, usize),
+    /// Everything is sent; the client closes.
+    Closing,
+}
+
+struct Client {
+    stream: TcpStream,
+    stage: Stage,
+    deadline: Nanos,
+}
+
+pub(super) struct Inbound {
+    listener: TcpListener,
+    listening: Token,
+    clients: BTreeMap<u64, Client>,
+    deadlines: BTreeSet<(Nanos, u64)>,
+    next: u64,
+    timeout: Nanos,
+    most: usize,
+    max_length: usize,
+    /// The listener may have more; mio tells only once.
+    pub(super) accept_more: bool,
+    /// Connections that may have more to read.
+    pub(super) unread: BTreeSet<u64>,
+}
+
+impl Inbound {
+    /// `listening` is the token of the listener; connections get numbers above `first`.
+    pub(super) fn new(
+        listener: TcpListener,
+        listening: Token,
+        first: u64,
+        timeout: Nanos,
+        most: usize,
+        max_length: usize,
+    ) -> Self {
+        Self {
+            listener,
+            listening,
+            clients: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            next: first,
+            timeout,
+            most: most.max(1),
+            max_length,
+            accept_more: false,
+            unread: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn register(&mut self, registry: &Registry) -> io::Result<()> {
+        registry.register(&mut self.listener, self.listening, Interest::READABLE)
+    }
+
+    pub(super) fn accept(&mut self, registry: &Registry, now: Nanos) {
+        self.accept_more = true;
+        for _ in 0..ACCEPTS_PER_TURN {
+            let mut stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    self.accept_more = false;
+                    return;
+                }
+                // The client is gone already, or we are out of descriptors: then the oldest connection goes.
+                Err(_) => {
+                    if !self.make_room(registry) {
+                        return;
+                    }
+                    continue;
+                }
+            };
+            if self.clients.len() >= self.most && !self.make_room(registry) {
+                return;
+            }
+            let id = self.next;
+            // Numbers rise by two: odd ones are connections of our own.
+            self.next += 2;
+            let _ = stream.set_nodelay(true);
+            if registry.register(&mut stream, Token(id as usize), Interest::READABLE | Interest::WRITABLE).is_err() {
+                continue;
+            }
+            let deadline = now.plus(self.timeout);
+            self.deadlines.insert((deadline, id));
+            self.clients
+                .insert(id, Client { stream, stage: Stage::Reading(FrameDecoder::new(self.max_length)), deadline });
+        }
+    }
+
+    /// Ends the oldest connection that has not sent a whole request.
+    fn make_room(&mut self, registry: &Registry) -> bool {
+        let oldest = self.clients.iter().find(|(_, c)| matches!(c.stage, Stage::Reading(_) | Stage::Closing));
+        let Some(id) = oldest.map(|(id, _)| *id) else { return false };
+        self.close(registry, id);
+        true
+    }
+
+    /// Reads from a connection, as far as this turn goes. Gives its request when it is whole.
+    pub(super) fn read(&mut self, registry: &Registry, id: u64) -> Option<Event> {
+        self.unread.remove(&id);
+        let client = self.clients.get_mut(&id)?;
+        let mut buffer = [0u8; 16 << 10];
+        let mut taken = 0;
+        let mut request: Option<Frame> = None;
+        let ended = loop {
+            if taken >= READ_PER_TURN {
+                self.unread.insert(id);
+                break false;
+            }
+            match client.stream.read(&mut buffer) {
+                Ok(0) => break true,
+                Ok(n) => {
+                    taken += n;
+                    if let Stage::Reading(decoder) = &mut client.stage {
+                        match decoder.push(&buffer[..n]) {
+                            Ok(Some(frame)) => {
+                                client.stage = Stage::Asked;
+                                request = Some(frame);
+                            }
+                            Ok(None) => {}
+                            // Not our protocol: closed without a word, as stock engines do.
+                            Err(_) => break true,
+                        }
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break false,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => break true,
+            }
+        };
+        // A client that sent its request and closed its sending half still waits for the reply.
+        let waits = matches!(client.stage, Stage::Asked | Stage::Writing(..));
+        if ended && !waits {
+            self.close(registry, id);
+        }
+        request.map(|frame| Event::Request { conn: ConnId(id), frame })
+    }
+
+    /// Sends the reply, as far as it goes now.
+    pub(super) fn reply(&mut self, registry: &Registry, conn: ConnId, frame: &Frame, now: Nanos) {
+        if let Some(client) = self.clients.get_mut(&conn.0) {
+            client.stage = Stage::Writing(frame.encode(), 0);
+            self.write(registry, conn.0, now);
+        }
+    }
+
+    pub(super) fn write(&mut self, registry: &Registry, id: u64, now: Nanos) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        let Stage::Writing(bytes, sent) = &mut client.stage else { return };
+        while *sent < bytes.len() {
+            match client.stream.write(&bytes[*sent..]) {
+                Ok(0) => return self.close(registry, id),
+                Ok(n) => *sent += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return self.close(registry, id),
+            }
+        }
+        // The client closes first: our close before its would reset the connection under unread bytes.
+        client.stage = Stage::Closing;
+        if client.stream.shutdown(Shutdown::Write).is_err() {
+            return self.close(registry, id);
+        }
+        let deadline = client.deadline.min(now.plus(LINGER));
+        self.deadlines.remove(&(client.deadline, id));
+        client.deadline = deadline;
+        self.deadlines.insert((deadline, id));
+        self.unread.insert(id);
+    }
+
+    pub(super) fn close(&mut self, registry: &Registry, id: u64) {
+        if let Some(mut client) = self.clients.remove(&id) {
+            self.deadlines.remove(&(client.deadline, id));
+            self.unread.remove(&id);
+            let _ = registry.deregister(&mut client.stream);
+        }
+    }
+
+    pub(super) fn expire(&mut self, registry: &Registry, now: Nanos) {
+        while let Some((at, id)) = self.deadlines.first().copied() {
+            if at > now {
+                break;
+            }
+            self.close(registry, id);
+        }
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Nanos> {
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+}

@@ -1,0 +1,244 @@
+//! From a configuration to a running control thread: the port, the name, the NICs, the store.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::net::{IpAddr, TcpListener, ToSocketAddrs};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant, SystemTime};
+
+use moonrail_datapath::limits::QPS_PER_RAIL_MAX;
+use moonrail_datapath::nic::PortState;
+use moonrail_datapath::units::{CoreId, Nanos};
+
+use crate::brain::{BeginError, Brain, BrainConfig, BrainNic};
+use crate::config::{ControlConfig, LogLevel, LogRecord, PortChoice};
+use crate::connect::query;
+use crate::driver::{Driver, Parts};
+use crate::error::StartError;
+use crate::gid::GidReason;
+use crate::handle::Control;
+use crate::metadata::{KeySpace, MetadataUri, RpcMeta, StoreClient, StoreUri, peer as p2p};
+use crate::names::{self, Family, HostPort, OwnAddressError};
+use crate::wire::Incarnation;
+
+/// Binds the control port, publishes this node and starts the thread `mr-control`.
+///
+/// # Errors
+/// See [`StartError`]; nothing stays published or running then.
+pub fn start(config: ControlConfig) -> Result<Control, StartError> {
+    check_options(&config)?;
+    let nics = look_at_nics(&config)?;
+    let seed = entropy();
+    let listener = listen(&config, seed)?;
+    let port = listener.local_addr().map_err(|source| StartError::Listen { port: 0, source })?.port();
+    let (name, rpc) = address(&config, port)?;
+    let store = match &config.metadata {
+        MetadataUri::PeerToPeer => None,
+        MetadataUri::Store(uri) => Some(StoreClient::open(uri, &config.store)?),
+    };
+    let span = Nanos::from_duration;
+    let brain = Brain::new(BrainConfig {
+        name: name.clone(),
+        store: store.as_ref().map(|_| KeySpace::new(&config.cluster_id)),
+        metadata: in_words(&config.metadata),
+        rpc: rpc.clone(),
+        incarnation: Incarnation(entropy()),
+        boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned()),
+        seed,
+        epoch: SystemTime::now() - (config.clock)().to_duration(),
+        nics,
+        cores: config.cores.len() as u16,
+        matrix: config.matrix.clone(),
+        rails: config.rails.clone(),
+        dial_timeout: span(config.handshake.connect_timeout).plus(span(config.handshake.reply_timeout)),
+        store_timeout: span(config.store.deadline).plus(Nanos::from_secs(1)),
+    });
+    let mode = match (&config.metadata, config.handshake.port) {
+        (MetadataUri::PeerToPeer, _) => "P2P handshake",
+        (_, PortChoice::Fixed(_)) => "legacy/P2P",
+        (_, PortChoice::Range(..)) => "new RPC mapping",
+    };
+    let place = HostPort { host: rpc.ip_or_host_name.clone(), port };
+    let text = format!("Transfer Engine RPC using {mode}, listening on {place}");
+    (config.log)(LogRecord { level: LogLevel::Info, text });
+
+    let (questions, asked) = channel();
+    let control = Control::assemble(name, rpc, questions, config.doorbell.clone(), config.clock.clone());
+    // Two puts, and on an HTTP store with a stale address of ours the whole detour.
+    let patience = config.store.deadline * 4 + config.handshake.connect_timeout + config.handshake.reply_timeout;
+    spawn(config, Parts { brain, listener, store, questions: asked })?;
+    match control.begin(Instant::now() + patience) {
+        Ok(()) => Ok(control),
+        Err(error) => {
+            control.shutdown(Instant::now() + Duration::from_secs(1));
+            Err(match error {
+                BeginError::Store(error) => error.into(),
+                BeginError::Control(error) => error.into(),
+            })
+        }
+    }
+}
+
+fn spawn(config: ControlConfig, parts: Parts) -> Result<(), StartError> {
+    let resources = |source| StartError::Resources { source };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .max_blocking_threads(2)
+        .thread_name("mr-store")
+        .build()
+        .map_err(resources)?;
+    let log = config.log.clone();
+    let driver = Driver::new(config, parts).map_err(resources)?;
+    let body = move || {
+        if let Err(error) = runtime.block_on(driver.run()) {
+            let text =
+                format!("the control thread failed: {error}; this engine cannot connect any more, make a new one");
+            log(LogRecord { level: LogLevel::Error, text });
+        }
+        // What still waits for a store or a resolver is not waited for.
+        runtime.shutdown_background();
+    };
+    std::thread::Builder::new().name("mr-control".to_owned()).spawn(body).map_err(resources)?;
+    Ok(())
+}
+
+fn check_options(config: &ControlConfig) -> Result<(), StartError> {
+    let refuse = |option, range: &str| Err(StartError::Option { option, range: range.to_owned() });
+    let rails = &config.rails;
+    if !(1..=QPS_PER_RAIL_MAX).contains(&rails.qps_per_rail) {
+        return refuse("queue pairs per rail (MC_NUM_QP_PER_EP)", &format!("1 to {QPS_PER_RAIL_MAX}"));
+    }
+    if rails.timeout > 31 || rails.retry_cnt > 7 || rails.service_level > 15 {
+        return refuse("ACK timeout, transport retries, service level", "at most 31, 7 and 15");
+    }
+    if rails.max_send_wr == 0 || rails.max_send_sge == 0 {
+        return refuse("send queue entries and gather entries (MC_MAX_WR, MC_MAX_SGE)", "at least 1");
+    }
+    if config.cores.is_empty() || config.cores.len() > 64 {
+        return refuse("cores", "1 to 64");
+    }
+    Ok(())
+}
+
+fn look_at_nics(config: &ControlConfig) -> Result<Vec<BrainNic>, StartError> {
+    let mut nics = Vec::with_capacity(config.nics.len());
+    let mut inactive = None;
+    for nic in &config.nics {
+        let device = nic.nic.name().to_owned();
+        let fixed_gid = nic.gid.reason == GidReason::Fixed;
+        let facts = query(nic.nic.as_ref(), nic.gid.gid, nic.gid.kind, !fixed_gid)
+            .map_err(|error| StartError::Nic { device: device.clone(), source: std::io::Error::other(error) })?;
+        if facts.gid.is_zero() && facts.lid.0 == 0 {
+            return Err(StartError::ZeroGid { device });
+        }
+        if facts.state != PortState::Active {
+            inactive.get_or_insert((device.clone(), nic.nic.port_num(), facts.state));
+        }
+        let cores = nic.cqs.iter().enumerate().filter(|(_, cq)| cq.is_some()).map(|(core, _)| CoreId(core as u16));
+        nics.push(BrainNic { name: device, facts, fixed_gid, cores: cores.collect() });
+    }
+    // A NIC that is down may come up; none that is up is an error to be told at once.
+    match inactive {
+        Some((device, port, state)) if nics.iter().all(|nic| nic.facts.state != PortState::Active) => {
+            Err(StartError::PortNotActive { device, port, state })
+        }
+        _ => Ok(nics),
+    }
+}
+
+fn listen(config: &ControlConfig, seed: u64) -> Result<TcpListener, StartError> {
+    let family = if config.handshake.ipv6 { Family::V6 } else { Family::V4 };
+    let listener = match config.handshake.port {
+        PortChoice::Fixed(port) => names::listen_on(port, family)?,
+        PortChoice::Range(first, last) => names::listen_in(first..=last, family, seed)?,
+    };
+    // The standard library asks for 128 waiting connections; a second listen(2) on the same socket only changes that.
+    let backlog = i32::try_from(config.handshake.backlog).unwrap_or(i32::MAX).max(1);
+    rustix::net::listen(&listener, backlog)
+        .map_err(|e| StartError::Listen { port: listener.local_addr().map_or(0, |a| a.port()), source: e.into() })?;
+    Ok(listener)
+}
+
+/// The name peers open, and the address they dial.
+fn address(config: &ControlConfig, port: u16) -> Result<(String, RpcMeta), StartError> {
+    let given = config.name.trim();
+    let own = HostPort::parse(given)?;
+    let family = if config.handshake.ipv6 { Family::V6 } else { Family::V4 };
+    let by_name = config.metadata == MetadataUri::PeerToPeer || matches!(config.handshake.port, PortChoice::Fixed(_));
+    let host = match &config.handshake.publish {
+        Some(host) => host.clone(),
+        None if by_name => own.host.clone(),
+        None => {
+            let to = store_address(&config.metadata);
+            let on_loopback = to.is_some_and(|ip| ip.is_loopback()) || is_memory(&config.metadata);
+            let found = names::published_address(to, family);
+            // With the store on loopback the cluster is this machine; then loopback will do.
+            let loopback =
+                || on_loopback.then(|| if config.handshake.ipv6 { "::1" } else { "127.0.0.1" }.parse().ok()).flatten();
+            found.or_else(loopback).ok_or(StartError::NoAddress)?.to_string()
+        }
+    };
+    check_host(config, &host)?;
+    let name = match config.metadata {
+        MetadataUri::PeerToPeer => p2p::own_name(given, port)?,
+        MetadataUri::Store(_) => given.to_owned(),
+    };
+    Ok((name, RpcMeta { ip_or_host_name: host, rpc_port: port }))
+}
+
+fn check_host(config: &ControlConfig, host: &str) -> Result<(), StartError> {
+    let Some(ip) = (HostPort { host: host.to_owned(), port: 0 }).ip() else {
+        // A name: whose it is depends on each peer's resolver.
+        return Ok(());
+    };
+    let Err(error) = names::check_own_address(host, ip) else { return Ok(()) };
+    let one_machine = match &config.metadata {
+        MetadataUri::PeerToPeer => true,
+        other @ MetadataUri::Store(_) => is_memory(other) || store_address(other).is_some_and(|ip| ip.is_loopback()),
+    };
+    match error {
+        OwnAddressError::Loopback { .. } if one_machine => {
+            (config.log)(LogRecord { level: LogLevel::Warning, text: error.to_string() });
+            Ok(())
+        }
+        error => Err(error.into()),
+    }
+}
+
+fn is_memory(metadata: &MetadataUri) -> bool {
+    matches!(metadata, MetadataUri::Store(StoreUri::Memory(_)))
+}
+
+/// Where the store is, as far as that can be told without waiting for a resolver for long.
+fn store_address(metadata: &MetadataUri) -> Option<IpAddr> {
+    let MetadataUri::Store(uri) = metadata else { return None };
+    let endpoint = match uri {
+        StoreUri::Etcd(endpoints) => endpoints.first()?,
+        StoreUri::Http(base) => base,
+        StoreUri::Memory(_) => return None,
+    };
+    let rest = endpoint.split_once("://").map_or(endpoint.as_str(), |(_, rest)| rest);
+    let HostPort { host, port } = HostPort::parse(rest.split('/').next()?).ok()?;
+    match host.parse() {
+        Ok(ip) => Some(ip),
+        Err(_) if host == "localhost" => (host.as_str(), port).to_socket_addrs().ok()?.next().map(|a| a.ip()),
+        Err(_) => None,
+    }
+}
+
+fn in_words(metadata: &MetadataUri) -> String {
+    match metadata {
+        MetadataUri::PeerToPeer => "the peer itself (P2PHANDSHAKE)".to_owned(),
+        MetadataUri::Store(StoreUri::Etcd(endpoints)) => format!("etcd at {}", endpoints.join(",")),
+        MetadataUri::Store(StoreUri::Http(base)) => base.clone(),
+        MetadataUri::Store(StoreUri::Memory(name)) => format!("memory://{name}"),
+    }
+}
+
+/// 64 bits that no other process draws: the standard library's hash keys come from the system's generator.
+fn entropy() -> u64 {
+    let mut hasher = RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    hasher.finish()
+}
