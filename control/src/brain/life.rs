@@ -6,8 +6,8 @@
 //!        ──▶ fenced: the peer's end is proven retired   ──▶ core told, queue pairs destroyed
 //! ```
 //!
-//! What proves it: the peer accepted, or presented, fresh queue pairs for the same pair of NICs; or it is another
-//! incarnation on the same host. Time, refused connections and a lost lease prove nothing.
+//! What proves it: the peer accepted, or presented, fresh queue pairs for the same pair of NICs; or it says so
+//! ([`super::fence`]); or it is another incarnation on the same host. Time, refused connections and a lost lease prove nothing.
 
 use moonrail_datapath::core::port::{Command, CoreEvent, RailKey};
 use moonrail_datapath::error::{Cause, FaultClass, FirstError, classify};
@@ -213,6 +213,8 @@ impl Brain {
             key,
             core,
             qps: ours.qpns.len(),
+            qpns: ours.qpns,
+            peer_qpns: theirs.qpns,
             admins: Vec::new(),
             failing: Some(failing),
             posts: Vec::new(),
@@ -243,6 +245,8 @@ impl Brain {
             self.overdue(key, slot, qp);
         }
         self.bury(rail);
+        self.answer_fences(rail);
+        self.ask_fence(rail);
         self.attempt(rail);
     }
 
@@ -268,6 +272,7 @@ impl Brain {
             incident.flushed = incident.flushed.saturating_add(flushed);
         }
         self.bury(rail);
+        self.ask_fence(rail);
         self.attempt(rail);
         if self.stopping {
             self.maybe_stopped();
@@ -510,7 +515,8 @@ impl Brain {
             self.command(CoreId(core), Command::Stop);
         }
         for rail in 0..self.rails.len() {
-            for inbound in std::mem::take(&mut self.rails[rail].requests) {
+            let questions = std::mem::take(&mut self.rails[rail].questions);
+            for inbound in std::mem::take(&mut self.rails[rail].requests).into_iter().chain(questions) {
                 self.out.push(Action::Close { conn: inbound.conn });
             }
             self.retire(rail);

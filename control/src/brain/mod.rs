@@ -8,7 +8,8 @@
 //!            peer     who is who, what they published, where they answer
 //!            server   requests of peers
 //!            shake    a rail from nothing to connected, as initiator and as responder
-//!            life     a rail from connected to buried: first error, incident, drain, fence
+//!            life     a rail from connected to buried: first error, incident, drain
+//!            fence    proof from the peer that a former life's WRITEs can no longer land
 //!            nics     our NICs coming and going
 //!        ──▶ actions
 //! ```
@@ -18,6 +19,7 @@
 
 mod calls;
 mod event;
+mod fence;
 mod life;
 mod nics;
 mod own;
@@ -128,7 +130,14 @@ enum Pending {
         slot: u16,
     },
     Query,
+    /// A job that destroys queue pairs of a rail's present end.
+    Dropped(usize),
     Destroy,
+    /// A question whether a former life is fenced.
+    Fence {
+        rail: usize,
+        life: u32,
+    },
 }
 
 /// What a caller waits for.
@@ -329,6 +338,7 @@ impl Brain {
             Some(Pending::Fetch(peer)) => self.fetched_directly(peer, result),
             Some(Pending::Hello { rail, ours }) => self.hello_replied(rail, token, ours, result),
             Some(Pending::Ack { rail, qpns }) => self.ack_replied(rail, &qpns, result),
+            Some(Pending::Fence { rail, life }) => self.fence_replied(rail, life, result),
             Some(Pending::Notify(id)) => self.messaged(id, result, true),
             Some(Pending::Probe(id)) => self.messaged(id, result, false),
             Some(Pending::Own(step)) => self.own_probed(step, &result),
@@ -342,6 +352,10 @@ impl Brain {
             Some(Pending::Fail { rail }) => self.failed(rail, token, outcome),
             Some(Pending::Overdue { rail, life, core, slot }) => self.overdue_destroyed(rail, life, core, slot),
             Some(Pending::Query) => self.queried(nic, outcome),
+            Some(Pending::Dropped(rail)) => {
+                self.rails[rail].dying -= 1;
+                self.answer_fences(rail);
+            }
             _ => {}
         }
         if self.stopping {

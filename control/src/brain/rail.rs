@@ -52,6 +52,12 @@ pub(super) struct Rail {
     pub(super) trouble: Option<String>,
     /// The open incident.
     pub(super) incident: Option<u64>,
+    /// Our question about former lives.
+    pub(super) fence: super::fence::Asking,
+    /// The peer's questions that wait until our end is retired.
+    pub(super) questions: Vec<Inbound>,
+    /// Jobs that destroy queue pairs which the peer may be connected to.
+    pub(super) dying: u32,
 }
 
 /// A request that waits for its reply.
@@ -104,6 +110,10 @@ pub(super) struct OldLife {
     pub(super) core: CoreId,
     /// Queue pairs it had.
     pub(super) qps: usize,
+    /// Their numbers.
+    pub(super) qpns: Vec<Qpn>,
+    /// The peer's at their other ends.
+    pub(super) peer_qpns: Vec<Qpn>,
     /// Our halves; empty while a job moves them to ERR.
     pub(super) admins: Vec<AdminHalf>,
     /// The job that does.

@@ -46,6 +46,9 @@ impl Brain {
 
     /// A hello: find the rail it is about.
     fn hello(&mut self, inbound: Inbound) {
+        if !inbound.hello.extra.fence_qpns.is_empty() && inbound.hello.qp_num.is_empty() {
+            return self.fence_asked(inbound);
+        }
         match self.rail_of(&inbound.hello) {
             Ok(rail) => {
                 self.rails[rail].requests.push_back(inbound);

@@ -116,6 +116,9 @@ impl Brain {
             failing_since: None,
             trouble: None,
             incident: None,
+            fence: super::fence::Asking::default(),
+            questions: Vec::new(),
+            dying: 0,
         });
         self.rails[at].core = self.choose_core(at);
         self.by_path.insert((nic, peer_path), at);
@@ -140,8 +143,10 @@ impl Brain {
         let state = &self.rails[rail];
         let peer = self.peer(state.peer);
         let recently = peer.wanted.is_some_and(|at| self.now.since(at) < WANTED_FOR);
-        // While other rails to the peer work, the missing one is worth having: the peer lives.
-        let alive = peer.wanted.is_some() && peer.rails.iter().any(|r| self.rails[*r].is_proven());
+        // While other rails to the peer work, the missing one is worth having: the peer lives. That goes for one that only
+        // the peer used, too: it may not know that our end is gone until it posts, and waits for its retries.
+        let used = peer.wanted.is_some() || state.lives > 0;
+        let alive = used && peer.rails.iter().any(|r| self.rails[*r].is_proven());
         recently || alive || state.wants_fence()
     }
 
@@ -528,7 +533,8 @@ impl Brain {
                 return;
             }
         };
-        self.run(nic, JobKind::Destroy(unused), Pending::Destroy);
+        self.rails[rail].dying += 1;
+        self.run(nic, JobKind::Destroy(unused), Pending::Dropped(rail));
     }
 
     pub(super) fn attempt_failed(&mut self, rail: usize, text: &str) {
@@ -557,6 +563,7 @@ impl Brain {
             }
         }
         self.expire_old(rail);
+        self.ask_fence(rail);
         self.attempt(rail);
     }
 }

@@ -1,0 +1,591 @@
+//! Whole nodes in one seeded world: brains, cores and simulated NICs, a store, and a network for the handshake.
+//!
+//! Nothing here knows how an engine works inside: it does what the actions say, with delays, losses and doubles that the
+//! seed chooses, and moves the clock.
+#![allow(dead_code)] // each test uses a part
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use moonrail_control::brain::{
+    Action, Answer, Brain, BrainConfig, BrainNic, Call, CallId, ConnId, Event, StoreOp, Token,
+};
+use moonrail_control::connect::NicFacts;
+use moonrail_control::gid;
+use moonrail_control::metadata::{BufferEntry, KeySpace, PriorityMatrix, RpcMeta};
+use moonrail_control::wire::{Frame, Incarnation};
+use moonrail_control::{ControlNic, DialError, RailOptions, RailReport, RailState, RemoteSegment};
+use moonrail_datapath::core::{Core, CoreConfig, CoreCounters, Doorbell, Inbox, Outbox, dispatch};
+use moonrail_datapath::nic::sim::{SimNicId, SimOptions, SimWorld};
+use moonrail_datapath::nic::{Access, CqHandle, Op};
+use moonrail_datapath::region::{Chunk, Memory, Region};
+use moonrail_datapath::slice::{Extent, Slice, SliceRule, find_extent, tile};
+use moonrail_datapath::units::{CoreId, Gid, Nanos, NicId, RemoteAddr};
+use moonrail_datapath::work::{Completion, Work, WorkParts};
+
+/// splitmix64
+pub(crate) struct Choices(pub(crate) u64);
+
+impl Choices {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n.max(1)
+    }
+
+    pub(crate) fn percent(&mut self, share: u64) -> bool {
+        self.below(100) < share
+    }
+}
+
+/// What may go wrong between the nodes, in percent.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Weather {
+    /// Requests of the handshake that never arrive.
+    pub(crate) lost_requests: u64,
+    /// Replies that never arrive.
+    pub(crate) lost_replies: u64,
+    /// Requests that arrive twice.
+    pub(crate) doubled: u64,
+    /// Operations of the store that fail.
+    pub(crate) store_errors: u64,
+}
+
+/// Something that reaches a node later.
+enum Delivery {
+    Event(Event),
+    /// A request on the handshake port, from (node, token), to be answered before `deadline`.
+    Dial {
+        from: usize,
+        life: u32,
+        token: Token,
+        host: String,
+        port: u16,
+        frame: Frame,
+        deadline: Nanos,
+    },
+    Store {
+        op: StoreOp,
+        token: Token,
+    },
+    Job(Box<moonrail_control::connect::Job>),
+}
+
+struct Later {
+    at: Nanos,
+    order: u64,
+    node: usize,
+    life: u32,
+    what: Delivery,
+}
+
+impl PartialEq for Later {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+impl Eq for Later {}
+impl PartialOrd for Later {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Later {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+/// One life of one node.
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) life: u32,
+    brain: Brain,
+    cores: Vec<Core>,
+    pub(crate) inboxes: Arc<[Arc<Inbox>]>,
+    outboxes: Vec<Arc<Outbox>>,
+    nics: Vec<ControlNic>,
+    pub(crate) nic_ids: Vec<SimNicId>,
+    pub(crate) region: Arc<Region>,
+    answers: BTreeMap<CallId, Answer>,
+    calls: u64,
+    pub(crate) alive: bool,
+    pub(crate) exited: bool,
+    pub(crate) log: Vec<String>,
+    pub(crate) counters: Vec<Arc<CoreCounters>>,
+}
+
+pub(crate) struct Cluster {
+    pub(crate) world: SimWorld,
+    pub(crate) now: Nanos,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) choices: Choices,
+    pub(crate) weather: Weather,
+    pub(crate) store: BTreeMap<String, Vec<u8>>,
+    pub(crate) store_down: bool,
+    later: BinaryHeap<Reverse<Later>>,
+    /// Inbound connection → who asked.
+    conns: BTreeMap<ConnId, (usize, u32, Token)>,
+    order: u64,
+    size: (u8, u16),
+    memory: usize,
+    p2p: bool,
+    pub(crate) rails: RailOptions,
+    idle_turns: u64,
+}
+
+const PORT: u16 = 15_000;
+
+fn gid(node: usize, nic: u8) -> Gid {
+    let mut bytes = [0; 16];
+    (bytes[10], bytes[11], bytes[12], bytes[14], bytes[15]) = (0xff, 0xff, 10, nic, node as u8 + 1);
+    Gid(bytes)
+}
+
+impl Cluster {
+    /// `nodes` nodes of `nics` NICs and `cores` cores each, started and published.
+    pub(crate) fn new(seed: u64, nodes: usize, nics: u8, cores: u16, p2p: bool) -> Self {
+        let mut cluster = Self {
+            world: SimWorld::new(seed, SimOptions::default()),
+            now: Nanos::from_millis(1),
+            nodes: vec![],
+            choices: Choices(seed),
+            weather: Weather::default(),
+            store: BTreeMap::new(),
+            store_down: false,
+            later: BinaryHeap::new(),
+            conns: BTreeMap::new(),
+            order: 0,
+            size: (nics, cores),
+            memory: 4 << 20,
+            p2p,
+            rails: RailOptions::default(),
+            idle_turns: 0,
+        };
+        for index in 0..nodes {
+            let node = cluster.boot(index, 0);
+            cluster.nodes.push(node);
+            cluster.begin(index);
+        }
+        cluster
+    }
+
+    fn boot(&mut self, index: usize, life: u32) -> Node {
+        let host = format!("node{index}");
+        let name = if self.p2p { format!("{host}:{PORT}") } else { host.clone() };
+        let (nics, cores) = self.size;
+        let mut control_nics = vec![];
+        let mut nic_ids = vec![];
+        let mut queues: Vec<Vec<_>> = (0..cores).map(|_| vec![]).collect();
+        for n in 0..nics {
+            let machine = format!("{host}.{life}");
+            let (nic, id) = self.world.nic(&machine, &format!("sim{n}"), gid(index, n));
+            let mut cqs: Vec<Option<CqHandle>> = vec![];
+            for queue in &mut queues {
+                let (cq, handle) = nic.create_cq(4096).unwrap();
+                queue.push((NicId(n.into()), cq));
+                cqs.push(Some(handle));
+            }
+            let choice = gid::choose(&nic.gids().unwrap(), None).unwrap();
+            control_nics.push(ControlNic { nic, gid: choice, cqs });
+            nic_ids.push(id);
+        }
+        let doorbell = Arc::new(Doorbell::new().unwrap());
+        let inboxes: Arc<[Arc<Inbox>]> = (0..cores).map(|c| Inbox::new(CoreId(c)).unwrap()).collect();
+        let outboxes: Vec<_> = (0..cores).map(|_| Outbox::new(doorbell.clone())).collect();
+        let counters: Vec<Arc<CoreCounters>> = (0..cores).map(|_| Arc::default()).collect();
+        let cores = queues.into_iter().enumerate().map(|(c, nics)| {
+            Core::new(CoreConfig {
+                id: CoreId(c as u16),
+                inbox: inboxes[c].clone(),
+                outbox: outboxes[c].clone(),
+                cores: inboxes.clone(),
+                nics,
+                counters: counters[c].clone(),
+            })
+        });
+        let cores: Vec<Core> = cores.collect();
+        let memory = Memory::allocate(self.memory).unwrap();
+        let access = Access { remote: true, relaxed_ordering: false };
+        let register = |n: &ControlNic| Some(n.nic.register(&memory, 0, memory.len(), access).unwrap().into());
+        let chunk = Chunk { addr: memory.addr(), len: memory.len(), keys: control_nics.iter().map(register).collect() };
+        let region = Arc::new(Region::new(memory, vec![chunk], "cpu:0".into(), true));
+        let facts = |n: &ControlNic| {
+            let port = n.nic.query_port().unwrap();
+            NicFacts {
+                state: port.state,
+                link_layer: port.link_layer,
+                lid: port.lid,
+                active_mtu: port.active_mtu.unwrap(),
+                gid: n.gid.gid,
+                kind: n.gid.kind,
+                index: Some(n.gid.index),
+            }
+        };
+        let brain_nics = control_nics.iter().map(|n| BrainNic {
+            name: n.nic.name().to_owned(),
+            facts: facts(n),
+            fixed_gid: false,
+            cores: (0..cores.len() as u16).map(CoreId).collect(),
+        });
+        let names: Vec<String> = control_nics.iter().map(|n| n.nic.name().to_owned()).collect();
+        let brain = Brain::new(BrainConfig {
+            name: name.clone(),
+            store: (!self.p2p).then(KeySpace::default),
+            metadata: "the simulated store".into(),
+            rpc: RpcMeta { ip_or_host_name: host, rpc_port: PORT },
+            incarnation: Incarnation(self.choices.below(u64::MAX)),
+            boot_id: Some(format!("boot-{index}")),
+            seed: self.choices.below(u64::MAX),
+            epoch: SystemTime::UNIX_EPOCH,
+            nics: brain_nics.collect(),
+            cores: cores.len() as u16,
+            matrix: PriorityMatrix::parse(&format!("{{\"cpu:0\": [[\"{}\"], []]}}", names.join("\",\""))).unwrap(),
+            rails: self.rails.clone(),
+            dial_timeout: Nanos::from_secs(2),
+            store_timeout: Nanos::from_secs(1),
+        });
+        Node {
+            name,
+            life,
+            brain,
+            cores,
+            inboxes,
+            outboxes,
+            nics: control_nics,
+            nic_ids,
+            region,
+            answers: BTreeMap::new(),
+            calls: 0,
+            alive: true,
+            exited: false,
+            log: vec![],
+            counters,
+        }
+    }
+
+    fn begin(&mut self, node: usize) {
+        let begun = self.call(node, Call::Begin, Nanos::from_secs(5));
+        let keys = self.nodes[node].region.chunks()[0].keys.iter().flatten();
+        let (lkeys, rkeys) = keys.map(|k| (k.lkey, k.rkey)).unzip();
+        let region = &self.nodes[node].region;
+        let entry = BufferEntry {
+            name: region.location().into(),
+            addr: region.memory().addr(),
+            length: region.memory().len(),
+            lkeys,
+            rkeys,
+        };
+        let published = self.call(node, Call::Publish(vec![entry]), Nanos::from_secs(5));
+        let both = [begun, published];
+        assert!(self.run_until(Nanos::from_secs(10), |c| both.iter().all(|id| c.nodes[node].answers.contains_key(id))));
+    }
+
+    /// Kills a node without a word, and starts it again under its name.
+    pub(crate) fn restart(&mut self, node: usize) {
+        let old = &mut self.nodes[node];
+        old.alive = false;
+        let (name, life) = (format!("node{node}.{}", old.life), old.life + 1);
+        self.world.kill_node(&name);
+        let fresh = self.boot(node, life);
+        self.nodes[node] = fresh;
+        self.begin(node);
+    }
+
+    pub(crate) fn call(&mut self, node: usize, call: Call, within: Nanos) -> CallId {
+        let id = CallId(self.nodes[node].calls);
+        self.nodes[node].calls += 1;
+        let until = self.now.plus(within);
+        self.tell(node, Event::Call { id, call, until });
+        id
+    }
+
+    pub(crate) fn take_answer(&mut self, node: usize, id: CallId) -> Option<Answer> {
+        self.nodes[node].answers.remove(&id)
+    }
+
+    fn after(&mut self, delay: Nanos, node: usize, what: Delivery) {
+        self.order += 1;
+        let life = self.nodes.get(node).map_or(0, |n| n.life);
+        self.later.push(Reverse(Later { at: self.now.plus(delay), order: self.order, node, life, what }));
+    }
+
+    fn delay(&mut self) -> Nanos {
+        Nanos::from_micros(20 + self.choices.below(500))
+    }
+
+    fn tell(&mut self, node: usize, event: Event) {
+        let mut out = vec![];
+        self.nodes[node].brain.handle(event, self.now, &mut out);
+        for action in out {
+            self.act(node, action);
+        }
+    }
+
+    fn act(&mut self, node: usize, action: Action) {
+        match action {
+            Action::Dial { token, host, port, frame, deadline } => {
+                let life = self.nodes[node].life;
+                if self.choices.percent(self.weather.lost_requests) {
+                    let address = format!("{host}:{port}");
+                    let lost = Event::Dialed { token, result: Err(DialError::ReplyTimeout { address }) };
+                    return self.after(deadline.since(self.now), node, Delivery::Event(lost));
+                }
+                let twice = self.choices.percent(self.weather.doubled);
+                for copy in 0..=u64::from(twice) {
+                    // Only the first copy's reply is waited for.
+                    let token = if copy == 0 { token } else { Token(u64::MAX) };
+                    let (host, frame) = (host.clone(), frame.clone());
+                    let delay = self.delay();
+                    self.after(delay, node, Delivery::Dial { from: node, life, token, host, port, frame, deadline });
+                }
+            }
+            Action::Reply { conn, frame } => {
+                let Some((from, life, token)) = self.conns.remove(&conn) else { return };
+                if self.nodes[from].life != life {
+                    return;
+                }
+                let address = self.nodes[node].name.clone();
+                let lost = self.choices.percent(self.weather.lost_replies);
+                let result = if lost { Err(DialError::ReplyTimeout { address }) } else { Ok(frame) };
+                let delay = if lost { Nanos::from_secs(2) } else { self.delay() };
+                self.after(delay, from, Delivery::Event(Event::Dialed { token, result }));
+            }
+            Action::Close { conn } => {
+                let Some((from, life, token)) = self.conns.remove(&conn) else { return };
+                if self.nodes[from].life == life {
+                    let address = self.nodes[node].name.clone();
+                    let closed = DialError::Garbage { address, why: "closed without a reply".into() };
+                    let delay = self.delay();
+                    self.after(delay, from, Delivery::Event(Event::Dialed { token, result: Err(closed) }));
+                }
+            }
+            Action::Store { token, op, .. } => {
+                let delay = self.delay();
+                self.after(delay, node, Delivery::Store { op, token });
+            }
+            Action::Run(job) => {
+                let delay = self.delay();
+                self.after(delay, node, Delivery::Job(Box::new(job)));
+            }
+            Action::Core { core, command } => {
+                let refused = self.nodes[node].inboxes[usize::from(core.0)].command(command).is_err();
+                assert!(!refused, "a command ring is never full");
+            }
+            Action::Answer { id, answer } => {
+                self.nodes[node].answers.insert(id, answer);
+            }
+            Action::Log(record) => self.nodes[node].log.push(format!("{:?} {}", record.level, record.text)),
+            Action::Exit => self.nodes[node].exited = true,
+        }
+    }
+
+    fn deliver(&mut self, later: Later) {
+        let Later { node, life, what, .. } = later;
+        let gone = self.nodes[node].life != life || !self.nodes[node].alive;
+        match what {
+            Delivery::Dial { from, life, token, host, port, frame, deadline } => {
+                let target =
+                    self.nodes.iter().position(|n| n.alive && format!("node{}", host_index(n)) == host && port == PORT);
+                match target {
+                    Some(target) => {
+                        self.order += 1;
+                        let conn = ConnId(self.order);
+                        self.conns.insert(conn, (from, life, token));
+                        self.tell(target, Event::Request { conn, frame });
+                        let _ = deadline;
+                    }
+                    None if !gone => {
+                        let address = format!("{host}:{port}");
+                        self.tell(from, Event::Dialed { token, result: Err(DialError::Refused { address }) });
+                    }
+                    None => {}
+                }
+            }
+            _ if gone => {}
+            Delivery::Event(event) => self.tell(node, event),
+            Delivery::Job(job) => {
+                let done = job.run(&self.nodes[node].nics);
+                self.tell(node, Event::Job(done));
+            }
+            Delivery::Store { op, token } => self.store_op(node, op, token),
+        }
+    }
+
+    fn store_op(&mut self, node: usize, op: StoreOp, token: Token) {
+        if self.store_down || self.choices.percent(self.weather.store_errors) {
+            let result = Err(moonrail_control::metadata::StoreError::Silent {
+                endpoint: "the simulated store".into(),
+                after: std::time::Duration::from_secs(1),
+            });
+            return self.tell(node, Event::Stored { token, result });
+        }
+        let mut changed = None;
+        let value = match op {
+            StoreOp::Get(key) => self.store.get(&key).cloned(),
+            StoreOp::Put(key, value) => {
+                changed = Some((key.clone(), Some(value.clone())));
+                self.store.insert(key, value);
+                None
+            }
+            StoreOp::Delete(key) => {
+                self.store.remove(&key);
+                changed = Some((key, None));
+                None
+            }
+        };
+        self.tell(node, Event::Stored { token, result: Ok(value) });
+        if let Some((key, value)) = changed {
+            for watcher in 0..self.nodes.len() {
+                let delay = self.delay();
+                let event = Event::Changed { key: key.clone(), value: value.clone() };
+                self.after(delay, watcher, Delivery::Event(event));
+            }
+        }
+    }
+
+    /// Moves the clock to whatever happens next, at most a millisecond on, and lets everybody act.
+    pub(crate) fn step(&mut self) {
+        let mut next = self.now.plus(Nanos::from_millis(1));
+        if let Some(Reverse(later)) = self.later.peek() {
+            next = next.min(later.at);
+        }
+        next = self.world.next_event().map_or(next, |at| next.min(at));
+        for node in self.nodes.iter().filter(|n| n.alive) {
+            next = node.brain.next_timeout().map_or(next, |at| next.min(at));
+        }
+        self.now = next.max(self.now.plus(Nanos(1)));
+        self.world.advance(self.now);
+        while self.later.peek().is_some_and(|l| l.0.at <= self.now) {
+            if let Some(Reverse(later)) = self.later.pop() {
+                self.deliver(later);
+            }
+        }
+        for node in 0..self.nodes.len() {
+            if !self.nodes[node].alive {
+                continue;
+            }
+            if self.nodes[node].brain.next_timeout().is_some_and(|at| at <= self.now) {
+                self.tell(node, Event::Timer);
+            }
+            for nic in 0..self.nodes[node].nics.len() {
+                while let Ok(Some(event)) = self.nodes[node].nics[nic].nic.next_async_event() {
+                    self.tell(node, Event::Nic { nic: NicId(nic as u16), event });
+                }
+            }
+            self.turn(node);
+        }
+    }
+
+    /// Turns a node's cores until they have nothing to do, and passes on what they tell.
+    fn turn(&mut self, node: usize) {
+        for _ in 0..16 {
+            let now = self.now;
+            let done: usize = self.nodes[node].cores.iter_mut().map(|c| c.poll_once(now)).sum();
+            for core in 0..self.nodes[node].outboxes.len() {
+                while let Some(event) = self.nodes[node].outboxes[core].next() {
+                    let core = CoreId(core as u16);
+                    self.tell(node, Event::Core { core, event });
+                }
+            }
+            if done == 0 {
+                break;
+            }
+        }
+    }
+
+    pub(crate) fn run_until(&mut self, limit: Nanos, mut done: impl FnMut(&mut Self) -> bool) -> bool {
+        let end = self.now.plus(limit);
+        while self.now < end {
+            if done(self) {
+                return true;
+            }
+            self.step();
+        }
+        done(self)
+    }
+
+    pub(crate) fn run_for(&mut self, span: Nanos) {
+        self.run_until(span, |_| false);
+    }
+
+    /// Opens the segment of `to` at `from`, or says why not.
+    pub(crate) fn open(&mut self, from: usize, to: usize) -> Result<Arc<RemoteSegment>, String> {
+        let name = self.nodes[to].name.clone();
+        let id = self.call(from, Call::Open { name, fresh: false }, Nanos::from_secs(5));
+        self.await_open(from, id)
+    }
+
+    pub(crate) fn await_open(&mut self, from: usize, id: CallId) -> Result<Arc<RemoteSegment>, String> {
+        assert!(
+            self.run_until(Nanos::from_secs(6), |c| c.nodes[from].answers.contains_key(&id)),
+            "every call is answered"
+        );
+        match self.take_answer(from, id) {
+            Some(Answer::Opened(result)) => result.map_err(|e| e.to_string()),
+            other => panic!("not an answer to open: {other:?}"),
+        }
+    }
+
+    pub(crate) fn rails(&mut self, node: usize) -> Vec<RailReport> {
+        let id = self.call(node, Call::Rails, Nanos::from_secs(1));
+        assert!(self.run_until(Nanos::from_secs(1), |c| c.nodes[node].answers.contains_key(&id)));
+        match self.take_answer(node, id) {
+            Some(Answer::Rails(rails)) => rails,
+            other => panic!("not an answer to rails: {other:?}"),
+        }
+    }
+
+    pub(crate) fn usable_rails(&mut self, node: usize) -> usize {
+        self.rails(node).iter().filter(|r| r.state == RailState::Usable).count()
+    }
+
+    /// Submits one transfer of `len` bytes between the same offsets of both regions.
+    pub(crate) fn submit(&mut self, from: usize, to: &RemoteSegment, op: Op, at: u64, len: u64) -> Arc<Work> {
+        let local = self.nodes[from].region.clone();
+        let remote = to.buffers.clone();
+        let near: Vec<Extent> = local.chunks().iter().map(|c| Extent { addr: c.addr, len: c.len }).collect();
+        let mut slices: Vec<Slice> = vec![];
+        let base = RemoteAddr(remote.buffers[0].extent.addr + at);
+        let rule = SliceRule::default();
+        let find_near = |a| find_extent(&near, a);
+        tile(0, near[0].addr + at, base, len, rule, find_near, |a| remote.find(a), &mut slices).unwrap();
+        let work = Work::new(WorkParts {
+            op,
+            slices,
+            transfers: vec![len],
+            local,
+            remote,
+            deadline: self.now.plus(Nanos::from_secs(30)),
+            cores: self.nodes[from].inboxes.len() as u16,
+            retries: 9,
+            completion: Completion::new(1),
+        });
+        dispatch(work.clone(), &self.nodes[from].inboxes).ok().expect("rings have room");
+        work
+    }
+
+    pub(crate) fn bytes(&self, node: usize, at: u64, len: u64) -> Vec<u8> {
+        let mut bytes = vec![0; len as usize];
+        self.nodes[node].region.memory().read(at, &mut bytes).unwrap();
+        bytes
+    }
+
+    pub(crate) fn fill(&self, node: usize, at: u64, bytes: &[u8]) {
+        self.nodes[node].region.memory().write(at, bytes).unwrap();
+    }
+}
+
+fn host_index(node: &Node) -> String {
+    let host = node.name.split(':').next().unwrap_or_default();
+    host.trim_start_matches("node").to_owned()
+}
+
+/// Bytes that depend on where they are and on the round.
+pub(crate) fn pattern(len: u64, round: u64) -> Vec<u8> {
+    (0..len).map(|i| ((i.wrapping_mul(0x9e37_79b9) >> 7) ^ round.wrapping_mul(31)) as u8).collect()
+}

@@ -1,0 +1,161 @@
+//! Whole nodes from a seed: real control logic, real cores, simulated NICs and network, virtual time.
+//!
+//! `SEED=n` replays one seed, `SEEDS=n` runs n fresh ones.
+
+mod cluster;
+
+use moonrail_control::brain::Call;
+use moonrail_datapath::nic::Op;
+use moonrail_datapath::units::Nanos;
+use moonrail_datapath::work::TransferStatus;
+
+use cluster::{Cluster, Weather, pattern};
+
+const SECOND: Nanos = Nanos::from_secs(1);
+
+fn seeds(fixed: u64, fresh: u64) -> Vec<u64> {
+    let number = |name| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
+    match (number("SEED"), number("SEEDS")) {
+        (Some(seed), _) => vec![seed],
+        (None, Some(count)) => (0..count).map(|i| now.wrapping_add(i)).collect(),
+        (None, None) => (1..=fixed).chain((0..fresh).map(|i| now.wrapping_add(i))).collect(),
+    }
+}
+
+/// Runs `test` on each seed; a failing one is named, so that it can be replayed.
+fn each_seed(name: &str, fixed: u64, fresh: u64, test: impl Fn(u64) + std::panic::RefUnwindSafe) {
+    for seed in seeds(fixed, fresh) {
+        if let Err(cause) = std::panic::catch_unwind(|| test(seed)) {
+            eprintln!("replay with: SEED={seed} cargo test -p moonrail-control --test simulation {name}");
+            std::panic::resume_unwind(cause);
+        }
+    }
+}
+
+/// Moves a pattern each way between two nodes and checks every byte.
+fn exchange(cluster: &mut Cluster, from: usize, to: usize, round: u64) {
+    let segment = cluster.open(from, to).unwrap_or_else(|e| panic!("open: {e}"));
+    let len = 1 << 20;
+    for op in [Op::Write, Op::Read] {
+        let (source, sink) = if op == Op::Write { (from, to) } else { (to, from) };
+        let bytes = pattern(len, round * 2 + u64::from(op == Op::Read));
+        cluster.fill(source, 0, &bytes);
+        let work = cluster.submit(from, &segment, op, 0, len);
+        let done = cluster.run_until(Nanos::from_secs(20), |_| work.completion().is_done());
+        let status = work.transfers()[0].status();
+        assert!(done && status == TransferStatus::Done, "{op:?} {from}->{to}: {status:?}\n{}", logs(cluster));
+        assert!(cluster.bytes(sink, 0, len) == bytes, "every byte is in place");
+    }
+}
+
+fn logs(cluster: &Cluster) -> String {
+    let line = |n: &cluster::Node| format!("{}:\n  {}\n", n.name, n.log.join("\n  "));
+    cluster.nodes.iter().map(line).collect()
+}
+
+#[test]
+fn two_nodes_find_each_other_and_move_bytes_over_all_four_rails() {
+    for p2p in [false, true] {
+        let mut cluster = Cluster::new(1, 2, 2, 1, p2p);
+        exchange(&mut cluster, 0, 1, 1);
+        cluster.run_for(SECOND);
+        for node in [0, 1] {
+            assert_eq!(cluster.usable_rails(node), 4, "{:?}\n{}", cluster.rails(node), logs(&cluster));
+        }
+        exchange(&mut cluster, 1, 0, 2);
+    }
+}
+
+#[test]
+fn both_ends_open_at_the_same_moment_and_share_one_connection_per_rail() {
+    each_seed("both_ends", 50, 10, |seed| {
+        let mut cluster = Cluster::new(seed, 2, 2, 1, seed % 2 == 0);
+        let names: Vec<String> = cluster.nodes.iter().map(|n| n.name.clone()).collect();
+        let first = cluster.call(0, Call::Open { name: names[1].clone(), fresh: false }, SECOND);
+        let second = cluster.call(1, Call::Open { name: names[0].clone(), fresh: false }, SECOND);
+        let to_1 = cluster.await_open(0, first).unwrap();
+        let to_0 = cluster.await_open(1, second).unwrap();
+        let (a, b) = (pattern(1 << 20, seed), pattern(1 << 20, !seed));
+        cluster.fill(0, 0, &a);
+        cluster.fill(1, 2 << 20, &b);
+        let forth = cluster.submit(0, &to_1, Op::Write, 0, 1 << 20);
+        let back = cluster.submit(1, &to_0, Op::Write, 2 << 20, 1 << 20);
+        let started = cluster.now;
+        let both =
+            cluster.run_until(Nanos::from_secs(10), |_| forth.completion().is_done() && back.completion().is_done());
+        assert!(both, "no stall\n{}", logs(&cluster));
+        assert!(cluster.now.since(started) < SECOND, "took {:?}\n{}", cluster.now.since(started), logs(&cluster));
+        assert!(cluster.bytes(1, 0, 1 << 20) == a && cluster.bytes(0, 2 << 20, 1 << 20) == b);
+        cluster.run_for(SECOND);
+        for node in [0, 1] {
+            let rails = cluster.rails(node);
+            assert_eq!(rails.len(), 4);
+            for rail in rails {
+                assert_eq!((rail.qps, rail.unfenced), (2, 0), "{rail:?}\n{}", logs(&cluster));
+            }
+        }
+        // Two nodes × four rails × two queue pairs: none besides.
+        assert_eq!(cluster.world.ledger().queue_pairs, 16, "{}", logs(&cluster));
+    });
+}
+
+#[test]
+fn a_lossy_handshake_connects_all_the_same() {
+    each_seed("a_lossy_handshake", 40, 10, |seed| {
+        let mut cluster = Cluster::new(seed, 3, 2, 1, false);
+        cluster.weather = Weather { lost_requests: 5, lost_replies: 5, doubled: 20, store_errors: 0 };
+        exchange(&mut cluster, 0, 1, seed);
+        exchange(&mut cluster, 2, 0, seed);
+        exchange(&mut cluster, 1, 2, seed);
+        cluster.weather = Weather::default();
+        // With good weather again every rail of an opened pair comes up, and nothing is left over.
+        cluster.run_for(Nanos::from_secs(10));
+        for node in 0..3 {
+            let rails = cluster.rails(node);
+            assert!(rails.iter().all(|r| r.unfenced == 0), "{rails:?}");
+            assert_eq!(cluster.usable_rails(node), 8, "{rails:?}\n{}", logs(&cluster));
+        }
+        assert_eq!(cluster.world.ledger().queue_pairs, 3 * 8 * 2, "no queue pair is lost or forgotten");
+    });
+}
+
+#[test]
+fn a_link_that_goes_down_and_up_is_used_again() {
+    each_seed("a_link", 30, 10, |seed| {
+        let mut cluster = Cluster::new(seed, 2, 2, 1, false);
+        exchange(&mut cluster, 0, 1, seed);
+        let nic = cluster.nodes[(seed % 2) as usize].nic_ids[0];
+        cluster.world.set_link(nic, false);
+        exchange(&mut cluster, 0, 1, seed + 1);
+        cluster.world.set_link(nic, true);
+        let back = cluster.run_until(Nanos::from_secs(3), |c| c.usable_rails(0) == 4 && c.usable_rails(1) == 4);
+        assert!(back, "{:?}\n{}", cluster.rails(0), logs(&cluster));
+        exchange(&mut cluster, 1, 0, seed + 2);
+    });
+}
+
+#[test]
+fn a_node_that_restarts_under_its_name_is_found_again() {
+    each_seed("a_node", 30, 10, |seed| {
+        let mut cluster = Cluster::new(seed, 2, 2, 1, seed % 2 == 0);
+        exchange(&mut cluster, 0, 1, seed);
+        cluster.restart(1);
+        // The survivor learns of it by the store's watch, by the restarted node's hello, or by its own first error.
+        cluster.run_for(Nanos::from_secs(2));
+        exchange(&mut cluster, 1, 0, seed + 1);
+        exchange(&mut cluster, 0, 1, seed + 2);
+    });
+}
+
+#[test]
+fn nodes_that_shut_down_leave_nothing_behind() {
+    let mut cluster = Cluster::new(7, 2, 2, 2, false);
+    exchange(&mut cluster, 0, 1, 1);
+    for node in [0, 1] {
+        cluster.call(node, Call::Shutdown, Nanos::from_secs(10));
+        assert!(cluster.run_until(Nanos::from_secs(20), |c| c.nodes[node].exited), "{}", logs(&cluster));
+    }
+    assert!(cluster.store.is_empty(), "keys: {:?}", cluster.store.keys());
+    assert_eq!(cluster.world.ledger().queue_pairs, 0, "{}", logs(&cluster));
+}
