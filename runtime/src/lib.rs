@@ -14,8 +14,47 @@
 //! [`Segment`], opened by name; a [`Transfer`] is one READ or WRITE between the two; transfers submitted together are a
 //! [`Batch`], which ends exactly once, or tells within a bounded time why it has not.
 //!
-//! The order in which data meets the modules: [`builder`] and [`config`] make an [`engine`]; [`region`] registers memory;
-//! [`segment`] finds a peer's; [`batch`] moves bytes; [`notify`] tells the peer about it.
+//! ```
+//! use std::time::Duration;
+//! use moonrail::{Engine, Transfer};
+//! # use moonrail_datapath::nic::sim::{SimOptions, SimWorld};
+//! # use moonrail_datapath::units::Gid;
+//! # let world = SimWorld::real_time(1, SimOptions::default());
+//! # let nic = |node: u8| {
+//! #     let gid = Gid([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, node]);
+//! #     vec![world.nic(&format!("node{node}"), "sim0", gid).0]
+//! # };
+//! # let configure = |builder: moonrail::EngineBuilder, node| {
+//! #     builder.metadata("memory://doc").nics_from(nic(node)).cores(1).pin_cores(false).log(|_, _| {})
+//! # };
+//! // On one node (here both are in one process, over simulated NICs and a metadata store in memory):
+//! let store = Engine::builder().name("store");
+//! # let store = configure(store, 1);
+//! let store = store.build()?;
+//! let offered = store.allocate(1 << 20, "*")?;
+//! offered.write(0, b"forty-two")?;
+//!
+//! // On the other, with .metadata("etcd://10.0.0.1:2379") or without a metadata server:
+//! let worker = Engine::builder().name("worker");
+//! # let worker = configure(worker, 2);
+//! let worker = worker.build()?;
+//! let memory = worker.allocate(1 << 20, "*")?;
+//! let peer = worker.open_segment("store")?;
+//! let remote = peer.buffers()[0].addr;
+//! let batch = worker.submit(&peer, &[Transfer::read_into(&memory, 0, remote, 9)])?;
+//! batch.wait(Duration::from_secs(30))?;
+//!
+//! let mut bytes = [0; 9];
+//! memory.read(0, &mut bytes)?;
+//! assert_eq!(&bytes, b"forty-two");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Every option of [`EngineBuilder`] has a variable of Mooncake's beside it (docs/configuration.md). Every error says what
+//! to do next. No call waits without a bound.
+//!
+//! The order in which data meets the modules: [`builder`] and [`config`] decide, [`topology`] places, [`engine`] is the
+//! node; [`region`] is memory; [`segment`] finds a peer's; [`batch`] moves bytes; [`notify`] tells the peer about it.
 #![deny(missing_docs)]
 
 pub mod builder;
