@@ -140,7 +140,7 @@ impl Brain {
     fn fence_reply(&mut self, inbound: &Inbound) {
         let mut hello = Hello::default();
         hello.extra.node = self.own_extra();
-        hello.extra.fenced_qpns = inbound.hello.extra.fence_qpns.clone();
+        hello.extra.fenced_qpns.clone_from(&inbound.hello.extra.fence_qpns);
         self.reply(inbound, &hello);
     }
 }

@@ -5,7 +5,7 @@
 #![allow(dead_code)] // each test uses a part
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -112,6 +112,7 @@ pub(crate) struct Node {
     pub(crate) nic_ids: Vec<SimNicId>,
     pub(crate) region: Arc<Region>,
     answers: BTreeMap<CallId, Answer>,
+    watched: BTreeSet<String>,
     calls: u64,
     pub(crate) alive: bool,
     pub(crate) exited: bool,
@@ -260,6 +261,7 @@ impl Cluster {
             nic_ids,
             region,
             answers: BTreeMap::new(),
+            watched: BTreeSet::new(),
             calls: 0,
             alive: true,
             exited: false,
@@ -368,6 +370,9 @@ impl Cluster {
                 let delay = self.delay();
                 self.after(delay, node, Delivery::Store { op, token });
             }
+            Action::Watch { key } => {
+                self.nodes[node].watched.insert(key);
+            }
             Action::Run(job) => {
                 let delay = self.delay();
                 self.after(delay, node, Delivery::Job(Box::new(job)));
@@ -440,7 +445,8 @@ impl Cluster {
         };
         self.tell(node, Event::Stored { token, result: Ok(value) });
         if let Some((key, value)) = changed {
-            for watcher in 0..self.nodes.len() {
+            let watchers = (0..self.nodes.len()).filter(|n| self.nodes[*n].watched.contains(&key));
+            for watcher in watchers.collect::<Vec<_>>() {
                 let delay = self.delay();
                 let event = Event::Changed { key: key.clone(), value: value.clone() };
                 self.after(delay, watcher, Delivery::Event(event));

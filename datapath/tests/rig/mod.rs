@@ -325,7 +325,7 @@ impl Rig {
 
     /// Whether the rail's newest life has failed and was taken down.
     pub(crate) fn needs_repair(&self, rail: RailId) -> bool {
-        self.lives.iter().filter(|l| l.key.rail == rail).next_back().is_some_and(|l| l.failed && l.ours.is_empty())
+        self.lives.iter().rfind(|l| l.key.rail == rail).is_some_and(|l| l.failed && l.ours.is_empty())
     }
 
     pub(crate) fn is_proven(&self, key: RailKey) -> bool {
