@@ -150,6 +150,7 @@ impl Shared {
         if let Err(source) = published {
             // Between the two a submission may have taken it; its Work keeps it registered until it ends.
             let _ = self.registry_mut().remove(region.addr());
+            self.take_back();
             return Err(RegisterError::Publish { source: Box::new(source) });
         }
         drop(publishing);
@@ -175,6 +176,7 @@ impl Shared {
                 drop(registry);
                 if let Err(source) = self.publish() {
                     self.registry_mut().insert(entry);
+                    self.take_back();
                     return Err(UnregisterError::Publish { source: Box::new(source) });
                 }
                 entry
@@ -211,6 +213,10 @@ impl Shared {
 
     /// Tells the peers what there is. The caller holds [`Shared::publishing`], so the last word is the newest state.
     fn publish(&self) -> Result<(), moonrail_control::PublishError> {
+        self.publish_until(Instant::now() + PUBLISH_WITHIN)
+    }
+
+    fn publish_until(&self, until: Instant) -> Result<(), moonrail_control::PublishError> {
         let mut buffers = Vec::new();
         for entry in &self.registry().entries {
             for chunk in entry.registered.chunks() {
@@ -225,7 +231,13 @@ impl Shared {
                 });
             }
         }
-        self.control.publish(buffers, Instant::now() + PUBLISH_WITHIN)
+        self.control.publish(buffers, until)
+    }
+
+    /// After a publication that failed: control goes on offering what it was told last, so it is told the old state again.
+    /// The store is down, so its answer is not waited for.
+    fn take_back(&self) {
+        let _ = self.publish_until(Instant::now());
     }
 
     /// Whether the process may pin that much, before anything is pinned. Simulated NICs pin nothing.
