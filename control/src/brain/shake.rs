@@ -107,6 +107,7 @@ impl Brain {
             end: End::Down,
             asked: None,
             reply: None,
+            heard: None,
             requests: VecDeque::new(),
             old: Vec::new(),
             backoff: Backoff::default(),
@@ -270,8 +271,10 @@ impl Brain {
         if !self.is_wanted(rail) {
             return self.drop_end(rail);
         }
-        let body = self.our_hello(rail, &ours, false).encode();
+        let mut hello = self.our_hello(rail, &ours, false);
         let token = self.token(Pending::Hello { rail, ours });
+        hello.extra.serial = Some(token.0);
+        let body = hello.encode();
         self.rails[rail].asked = Some(token);
         self.dial(self.rails[rail].peer, token, Frame::typed(MessageType::Connection, body));
     }
@@ -437,6 +440,9 @@ impl Brain {
             let text = self.unavailable(rail);
             return self.refuse(&inbound, text);
         }
+        if !inbound.hello.is_ready_ack() && self.is_late(rail, &inbound.hello) {
+            return self.refuse(&inbound, rejection::ACK_STALE.to_owned());
+        }
         let peer = self.rails[rail].peer;
         let own_path = self.own_nic(self.rails[rail].nic).path;
         let device = self.peer(peer).nics[usize::from(self.rails[rail].peer_nic.0)].clone();
@@ -465,6 +471,22 @@ impl Brain {
             responder::Step::Replace(theirs) => {
                 self.replace(rail);
                 self.make(rail, Some((inbound, theirs)));
+            }
+        }
+    }
+
+    /// Whether the peer has sent a newer hello about this rail since: that one counts, and the queue pairs this one names
+    /// are gone. (Only moonrail peers say.)
+    fn is_late(&mut self, rail: usize, hello: &Hello) -> bool {
+        let (Some(incarnation), Some(serial)) = (hello.extra.node.incarnation, hello.extra.serial) else {
+            return false;
+        };
+        let heard = &mut self.rails[rail].heard;
+        match heard {
+            Some((life, newest)) if *life == incarnation && serial < *newest => true,
+            _ => {
+                *heard = Some((incarnation, serial));
+                false
             }
         }
     }

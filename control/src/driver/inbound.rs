@@ -10,7 +10,7 @@ use mio::{Interest, Registry, Token};
 use moonrail_datapath::units::Nanos;
 
 use crate::brain::{ConnId, Event};
-use crate::wire::{Frame, FrameDecoder};
+use crate::wire::{Frame, FrameDecoder, MessageType};
 
 /// Bytes read from one connection in one turn.
 pub(super) const READ_PER_TURN: usize = 256 << 10;
@@ -154,6 +154,12 @@ impl Inbound {
                 Err(_) => break true,
             }
         };
+        if ended && request.as_ref().is_some_and(|frame| frame.kind == MessageType::Connection) {
+            // It waited in our backlog until its sender gave up: the queue pairs it names are gone, and what would be made
+            // for it would replace a good connection.
+            self.close(registry, id);
+            return None;
+        }
         // A client that sent its request and closed its sending half still waits for the reply.
         let waits = matches!(client.stage, Stage::Asked | Stage::Writing(..));
         if ended && !waits {

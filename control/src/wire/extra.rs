@@ -91,6 +91,8 @@ pub struct HelloExtra {
     /// First packet sequence number of each send queue, in the order of `qp_num`; empty = 0 for all, as stock.
     /// Used only if both hellos have it.
     pub sq_psn: Vec<SqPsn>,
+    /// In requests: counts the hellos of the sender's life, so that one which was long on its way is known as such.
+    pub serial: Option<u64>,
     /// Queue pairs of the *sender* that are in error: it asks for proof that nothing of theirs can land any more.
     pub fence_qpns: Vec<Qpn>,
     /// Answer to `fence_qpns`: those of the *receiver's* queue pairs whose other end is retired at the sender.
@@ -119,6 +121,8 @@ struct Written<'a> {
     incarnation: &'a Option<Incarnation>,
     #[serde(skip_serializing_if = "Option::is_none")]
     path_mtu: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    serial: Option<u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     sq_psn: Vec<u32>,
 }
@@ -132,6 +136,7 @@ impl Serialize for HelloExtra {
             fenced_qpns: self.fenced_qpns.iter().map(|q| q.get()).collect(),
             incarnation: &self.node.incarnation,
             path_mtu: self.path_mtu.map(Mtu::bytes),
+            serial: self.serial,
             sq_psn: self.sq_psn.iter().map(|p| p.get()).collect(),
         }
         .serialize(to)
@@ -153,6 +158,7 @@ struct Read<'a> {
     incarnation: Option<&'a RawValue>,
     path_mtu: Option<&'a RawValue>,
     path_mtus: Option<&'a RawValue>,
+    serial: Option<&'a RawValue>,
     sq_psn: Option<&'a RawValue>,
 }
 
@@ -278,6 +284,7 @@ pub(crate) fn read_hello(raw: Option<&RawValue>) -> Result<HelloExtra, JsonError
     Ok(HelloExtra {
         node: read.node()?,
         path_mtu,
+        serial: read.serial.map(|raw| json::unsigned("moonrail.serial", Some(raw))).transpose()?,
         sq_psn: numbers("moonrail.sq_psn", read.sq_psn, SqPsn::new)?,
         fence_qpns: numbers("moonrail.fence_qpns", read.fence_qpns, Qpn::new)?,
         fenced_qpns: numbers("moonrail.fenced_qpns", read.fenced_qpns, Qpn::new)?,
