@@ -148,6 +148,7 @@ fn what_only_moonrail_says_is_one_member_between_the_others() {
             ..NodeExtra::default()
         },
         path_mtu: Some(Mtu::B1024),
+        serial: Some(7),
         sq_psn: vec![SqPsn::new(1).unwrap(), SqPsn::new(2).unwrap()],
         fence_qpns: qpns(&[3]),
         fenced_qpns: qpns(&[4]),
@@ -155,7 +156,7 @@ fn what_only_moonrail_says_is_one_member_between_the_others() {
     let text = String::from_utf8(hello.encode()).unwrap();
     let member = concat!(
         r#","moonrail":{"boot_id":"b","capabilities":["gather"],"fence_qpns":[3],"fenced_qpns":[4],"#,
-        r#""incarnation":"00000000000000ff","path_mtu":1024,"sq_psn":[1,2]},"payload":"#
+        r#""incarnation":"00000000000000ff","path_mtu":1024,"serial":7,"sq_psn":[1,2]},"payload":"#
     );
     assert!(text.contains(member), "{text}");
     assert_eq!(Hello::parse(text.as_bytes()), Ok(hello));
@@ -177,7 +178,7 @@ prop_compose! {
     fn any_hello()(
         (paths, texts) in any::<([String; 2], [String; 2])>(), gid: Option<[u8; 16]>, lid: u16, ready_ack: Option<bool>,
         qp_num in any_qpns(), psns: bool, node in any_node(), mtu in prop::option::of(prop::sample::select(&Mtu::ALL[..])),
-        fence_qpns in any_qpns(), fenced_qpns in any_qpns(),
+        fence_qpns in any_qpns(), fenced_qpns in any_qpns(), serial: Option<u32>,
     ) -> Hello {
         let [local_nic_path, peer_nic_path] = paths;
         let [reply_msg, payload] = texts;
@@ -186,7 +187,7 @@ prop_compose! {
             local_nic_path, peer_nic_path, reply_msg, payload, ready_ack, qp_num,
             local_gid: gid.map_or(GidText::Absent, |g| Gid(g).into()),
             local_lid: Lid(lid),
-            extra: HelloExtra { node, path_mtu: mtu, sq_psn, fence_qpns, fenced_qpns },
+            extra: HelloExtra { node, path_mtu: mtu, sq_psn, serial: serial.map(u64::from), fence_qpns, fenced_qpns },
         }
     }
 }
