@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 /// One measured case.
 pub(crate) struct Case {
+    pub(crate) layer: &'static str,
     pub(crate) mode: &'static str,
     pub(crate) batch: usize,
     pub(crate) block: u64,
@@ -29,11 +30,20 @@ impl Case {
         self.rounds as f64 / self.seconds.max(1e-9)
     }
 
+    /// The head of the table.
+    pub(crate) fn head() -> String {
+        format!(
+            "{:<7} {:<9} {:>5} {:>9} {:>9} {:>9} {:>10} {:>10} {:>11}",
+            "layer", "mode", "batch", "p50 ns", "p99", "p99.9", "max", "batches/s", "slices/s"
+        )
+    }
+
     /// A line of the table.
     pub(crate) fn line(&self) -> String {
         let at = |quantile| self.times.value_at_quantile(quantile);
         format!(
-            "{:<10} {:>5} {:>9} {:>9} {:>9} {:>9} {:>12.0} {:>12.0}",
+            "{:<7} {:<9} {:>5} {:>9} {:>9} {:>9} {:>10} {:>10.0} {:>11.0}",
+            self.layer,
             self.mode,
             self.batch,
             at(0.5),
@@ -48,7 +58,7 @@ impl Case {
     fn json(&self) -> Value {
         let at = |quantile| self.times.value_at_quantile(quantile);
         json!({
-            "poll_mode": self.mode, "batch": self.batch, "block_bytes": self.block, "rounds": self.rounds,
+            "layer": self.layer, "poll_mode": self.mode, "batch": self.batch, "block_bytes": self.block, "rounds": self.rounds,
             "seed": self.seed, "work_hash": format!("{:016x}", self.hash), "seconds": self.seconds,
             "batches_per_second": self.rate(), "slices_per_second": self.rate() * self.batch as f64,
             "work_requests": self.work_requests, "doorbells": self.doorbells, "completions": self.completions,
@@ -137,6 +147,7 @@ mod tests {
         let mut times = Histogram::new_with_bounds(1, 1_000_000, 3).unwrap();
         times.record(500).unwrap();
         let case = Case {
+            layer: "core",
             mode: "busy",
             batch: 1,
             block: 4096,
