@@ -100,6 +100,10 @@ impl Segment {
         Arc::ptr_eq(&self.inner.shared, shared)
     }
 
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     pub(crate) fn remote(&self) -> Arc<RemoteBuffers> {
         self.current().buffers.clone()
     }

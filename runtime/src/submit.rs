@@ -87,17 +87,23 @@ impl Shared {
             return Err(SubmitError::Stopped);
         }
         let mut groups: Vec<Group> = Vec::new();
+        // What the peer offers, looked up once per run of transfers to one segment.
+        let mut current: Option<(&Segment, Arc<RemoteBuffers>)> = None;
         let mut places = Vec::with_capacity(transfers.count());
         let mut bytes = 0u64;
         for index in 0..transfers.count() {
             let (segment, transfer) = transfers.get(index);
-            if !segment.belongs_to(self) {
-                return Err(SubmitError::ForeignSegment { index, segment: segment.name().to_owned() });
-            }
+            let buffers = match &current {
+                Some((last, buffers)) if last.is(segment) => buffers,
+                _ if !segment.belongs_to(self) => {
+                    return Err(SubmitError::ForeignSegment { index, segment: segment.name().to_owned() });
+                }
+                _ => &current.insert((segment, segment.remote())).1,
+            };
             places.push(if transfer.len == 0 {
                 Place { transfer, work: None }
             } else {
-                let (group, slot) = self.add(&mut groups, &registry, index, segment, transfer)?;
+                let (group, slot) = self.add(&mut groups, &registry, index, buffers, transfer)?;
                 Place { transfer, work: Some((group, slot)) }
             });
             bytes = bytes.saturating_add(transfer.len);
@@ -119,7 +125,7 @@ impl Shared {
         groups: &mut Vec<Group>,
         registry: &Registry,
         index: usize,
-        segment: &Segment,
+        buffers: &Arc<RemoteBuffers>,
         transfer: Transfer,
     ) -> Result<(u32, u32), SubmitError> {
         let Transfer { op, local, remote, len } = transfer;
@@ -127,14 +133,13 @@ impl Shared {
             return Err(SubmitError::Length { index, len });
         }
         let entry = registry.find(local).ok_or(SubmitError::NotRegistered { index, addr: local })?;
-        let buffers = segment.remote();
         // The newest group first: transfers of one kind come in runs.
         let found = groups.iter().rposition(|group| {
-            group.op == op && Arc::ptr_eq(&group.registered, &entry.registered) && Arc::ptr_eq(&group.remote, &buffers)
+            group.op == op && Arc::ptr_eq(&group.registered, &entry.registered) && Arc::ptr_eq(&group.remote, buffers)
         });
         let place = found.unwrap_or_else(|| {
             let registered = entry.registered.clone();
-            groups.push(Group { op, remote: buffers, registered, slices: Vec::new(), lens: Vec::new() });
+            groups.push(Group { op, remote: buffers.clone(), registered, slices: Vec::new(), lens: Vec::new() });
             groups.len() - 1
         });
         let group = &mut groups[place];
@@ -155,7 +160,9 @@ impl Shared {
         );
         cut.map_err(|error| match error {
             TileError::Local { addr } => SubmitError::NotRegistered { index, addr },
-            TileError::Remote { addr } => SubmitError::OutsidePeer { index, segment: segment.name().to_owned(), addr },
+            TileError::Remote { addr } => {
+                SubmitError::OutsidePeer { index, segment: buffers.peer.name().to_owned(), addr }
+            }
         })?;
         group.lens.push(len);
         Ok((place as u32, slot))
