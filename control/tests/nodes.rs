@@ -265,3 +265,13 @@ fn what_cannot_start_says_why() {
     assert!(control.rails().is_empty() && control.shutdown(soon()));
     assert!(control.open_segment("127.0.0.1:17102", soon()).is_err());
 }
+
+#[test]
+fn dropping_the_last_handle_ends_the_cores_too() {
+    let (world, a, b) = pair("P2PHANDSHAKE");
+    a.control.open_segment(b.control.name(), soon()).unwrap();
+    a.wait_usable(b.control.name(), 4);
+    a.drop_handle();
+    b.drop_handle();
+    assert!(wait(|| world.ledger().queue_pairs == 0));
+}

@@ -199,6 +199,11 @@ impl Brain {
             // Work that waits for a peer nobody can find ends now, and not at its deadline.
             self.give_up(peer, &error.to_string());
         }
+        for rail in self.peer(peer).rails.clone() {
+            if std::mem::take(&mut self.rails[rail].looking) {
+                self.serve(rail);
+            }
+        }
         let callers = self.callers(|kind| matches!(kind, Kind::Open(p) if *p == peer));
         for id in callers {
             self.finish(id, Answer::Opened(result.clone()));

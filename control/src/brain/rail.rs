@@ -40,6 +40,8 @@ pub(super) struct Rail {
     pub(super) heard: Option<(Incarnation, u64)>,
     /// Requests that wait for a job to end.
     pub(super) requests: VecDeque<Inbound>,
+    /// The first of them waits for the peer's descriptor.
+    pub(super) looking: bool,
     /// Lives that are over, oldest first.
     pub(super) old: Vec<OldLife>,
     pub(super) backoff: Backoff,
@@ -67,6 +69,8 @@ pub(super) struct Inbound {
     pub(super) conn: ConnId,
     pub(super) frame: Frame,
     pub(super) hello: Hello,
+    /// The sender's descriptor was asked for, because the hello leaves its GID out.
+    pub(super) looked_up: bool,
 }
 
 /// Why a connect job runs, and so what follows when it is done.

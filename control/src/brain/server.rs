@@ -17,7 +17,7 @@ impl Brain {
         }
         match frame.kind {
             MessageType::Connection => match Hello::parse(&frame.body) {
-                Ok(hello) => self.hello(Inbound { conn, frame, hello }),
+                Ok(hello) => self.hello(Inbound { conn, frame, hello, looked_up: false }),
                 Err(_) => self.out.push(Action::Close { conn }),
             },
             MessageType::Metadata => {

@@ -109,6 +109,7 @@ impl Brain {
             reply: None,
             heard: None,
             requests: VecDeque::new(),
+            looking: false,
             old: Vec::new(),
             backoff: Backoff::default(),
             mtu: MtuTrial::default(),
@@ -430,9 +431,31 @@ impl Brain {
                 self.judge_reply(rail, &ours, result);
                 continue;
             }
-            let Some(inbound) = self.rails[rail].requests.pop_front() else { return };
+            if self.rails[rail].looking {
+                return;
+            }
+            let Some(mut inbound) = self.rails[rail].requests.pop_front() else { return };
+            if self.has_to_look_up(rail, &inbound) {
+                inbound.looked_up = true;
+                self.rails[rail].requests.push_front(inbound);
+                self.rails[rail].looking = true;
+                self.fetch(self.rails[rail].peer);
+                return;
+            }
             self.judge_request(rail, inbound);
         }
+    }
+
+    /// Whether the peer's descriptor has to tell what its hello leaves out. It is asked for in a store only: no stranger
+    /// makes us connect to an address of its choice.
+    fn has_to_look_up(&self, rail: usize, inbound: &Inbound) -> bool {
+        let state = &self.rails[rail];
+        let device = &self.peer(state.peer).nics[usize::from(state.peer_nic.0)];
+        self.config.store.is_some()
+            && !inbound.looked_up
+            && !inbound.hello.is_ready_ack()
+            && inbound.hello.local_gid == crate::wire::GidText::Absent
+            && self.known_gid(state.peer, device).is_none()
     }
 
     fn judge_request(&mut self, rail: usize, inbound: Inbound) {

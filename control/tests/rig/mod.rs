@@ -157,6 +157,14 @@ impl Node {
         }
     }
 
+    /// Drops the handle and waits for the cores.
+    pub(crate) fn drop_handle(self) {
+        drop(self.control);
+        for core in self.cores {
+            core.join().unwrap();
+        }
+    }
+
     pub(crate) fn logged(&self, text: &str) -> usize {
         self.log.lock().unwrap().iter().filter(|record| record.text.contains(text)).count()
     }
