@@ -12,7 +12,7 @@ use moonrail_control::brain::{
 };
 use moonrail_control::connect::NicFacts;
 use moonrail_control::gid;
-use moonrail_control::metadata::{KeySpace, PriorityMatrix, RpcMeta};
+use moonrail_control::metadata::{KeySpace, PriorityMatrix, RpcMeta, StoreError};
 use moonrail_control::repair::Random;
 use moonrail_control::wire::{Frame, Incarnation};
 use moonrail_control::{ControlNic, DialError, LogRecord, RailOptions, RailReport, RailState};
@@ -202,7 +202,7 @@ impl Net {
     fn act(&mut self, node: usize, action: Action) {
         match action {
             Action::Dial { token, host, port, frame, deadline } => {
-                self.dial(node, token, (&host, port), frame, deadline)
+                self.dial(node, token, (&host, port), frame, deadline);
             }
             Action::Reply { conn, frame } => {
                 let Some(caller) = self.conns.remove(&(node, conn)) else { return };
@@ -223,12 +223,16 @@ impl Net {
             }
             Action::Store { token, op, .. } => {
                 let result = match op {
-                    StoreOp::Get(key) => self.store.get(&key).cloned(),
-                    StoreOp::Put(key, value) => self.store.insert(key, value).and(None),
-                    StoreOp::Delete(key) => self.store.remove(&key).and(None),
+                    StoreOp::Get(key) => Ok(self.store.get(&key).cloned()),
+                    // As Mooncake's HTTP server: an address is not overwritten.
+                    StoreOp::Put(key, _) if key.contains("rpc_meta") && self.store.contains_key(&key) => {
+                        Err(StoreError::DuplicateRpcMeta { key })
+                    }
+                    StoreOp::Put(key, value) => Ok(self.store.insert(key, value).and(None)),
+                    StoreOp::Delete(key) => Ok(self.store.remove(&key).and(None)),
                 };
                 let at = self.now.plus(self.way());
-                self.later(at, node, Event::Stored { token, result: Ok(result) });
+                self.later(at, node, Event::Stored { token, result });
             }
             Action::Watch { .. } => {}
             Action::Run(job) => {
@@ -405,7 +409,7 @@ fn seeds(usual: u64) -> u64 {
 }
 
 fn two_by_two(seed: u64) -> (Net, usize, usize) {
-    let mut net = Net::new(seed, seed % 2 == 0);
+    let mut net = Net::new(seed, seed.is_multiple_of(2));
     let a = net.add(1, 2, RailOptions::default());
     let b = net.add(2, 2, RailOptions::default());
     net.run(Nanos::from_millis(5));
@@ -643,4 +647,27 @@ fn a_stock_peer_with_another_number_of_queue_pairs_is_followed() {
         net.check_whole(a, b, 1, Nanos::from_secs(5));
         assert_eq!(net.rails(a)[0].qps, net.rails(b)[0].qps, "seed {seed}");
     }
+}
+
+#[test]
+fn a_name_that_a_dead_node_left_behind_is_taken_over_and_a_live_one_is_not() {
+    let mut net = Net::new(1, true);
+    let a = net.add(1, 1, RailOptions::default());
+    net.run(Nanos::from_millis(5));
+    // The entry of node 2 is of an earlier life, on another host where nobody answers.
+    let stale = RpcMeta { ip_or_host_name: "10.0.0.99".into(), rpc_port: 1 };
+    net.store.insert("mooncake/rpc_meta/10.0.0.2:15000".into(), stale.encode());
+    let b = net.add(2, 1, RailOptions::default());
+    net.run(Nanos::from_millis(20));
+    assert!(matches!(net.nodes[b].answers[&CallId(1)], Answer::Begun(Ok(()))));
+    net.open(a, b);
+    net.check_whole(a, b, 1, Nanos::from_secs(2));
+    // The entry of node 3 leads to node 1, which answers.
+    let live = RpcMeta { ip_or_host_name: "10.0.0.1".into(), rpc_port: 15000 };
+    net.store.insert("mooncake/rpc_meta/10.0.0.3:15000".into(), live.encode());
+    let c = net.add(3, 1, RailOptions::default());
+    net.run(Nanos::from_millis(20));
+    let Answer::Begun(Err(error)) = &net.nodes[c].answers[&CallId(1)] else { panic!() };
+    assert!(error.to_string().contains("another node runs with this name"), "{error}");
+    assert_eq!(net.store["mooncake/rpc_meta/10.0.0.3:15000"], live.encode(), "left alone");
 }

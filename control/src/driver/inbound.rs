@@ -16,6 +16,8 @@ use crate::wire::{Frame, FrameDecoder, MessageType};
 pub(super) const READ_PER_TURN: usize = 256 << 10;
 /// Connections accepted in one turn.
 const ACCEPTS_PER_TURN: usize = 256;
+/// Wait before the listener is looked at again when there is no room.
+const PAUSE: Nanos = Nanos::from_millis(10);
 /// How long a client may take to close after the reply.
 const LINGER: Nanos = Nanos::from_secs(2);
 
@@ -47,6 +49,8 @@ pub(super) struct Inbound {
     max_length: usize,
     /// The listener may have more; mio tells only once.
     pub(super) accept_more: bool,
+    /// When to look at the listener again, although it told nothing new.
+    accept_at: Option<Nanos>,
     /// Connections that may have more to read.
     pub(super) unread: BTreeSet<u64>,
 }
@@ -71,6 +75,7 @@ impl Inbound {
             most: most.max(1),
             max_length,
             accept_more: false,
+            accept_at: None,
             unread: BTreeSet::new(),
         }
     }
@@ -88,16 +93,19 @@ impl Inbound {
                     self.accept_more = false;
                     return;
                 }
-                // The client is gone already, or we are out of descriptors: then the oldest connection goes.
-                Err(_) => {
+                Err(e) if out_of_descriptors(&e) => {
                     if !self.make_room(registry) {
-                        return;
+                        return self.pause(now);
                     }
                     continue;
                 }
+                // That client is gone already.
+                Err(_) => continue,
             };
             if self.clients.len() >= self.most && !self.make_room(registry) {
-                return;
+                // Every client is being answered: this one is turned away and tries again.
+                drop(stream);
+                return self.pause(now);
             }
             let id = self.next;
             // Numbers rise by two: odd ones are connections of our own.
@@ -111,6 +119,12 @@ impl Inbound {
             self.clients
                 .insert(id, Client { stream, stage: Stage::Reading(FrameDecoder::new(self.max_length)), deadline });
         }
+    }
+
+    /// No room, and nobody to make any: looks again a little later.
+    fn pause(&mut self, now: Nanos) {
+        self.accept_more = false;
+        self.accept_at = Some(now.plus(PAUSE));
     }
 
     /// Ends the oldest connection that has not sent a whole request.
@@ -209,6 +223,7 @@ impl Inbound {
     }
 
     pub(super) fn expire(&mut self, registry: &Registry, now: Nanos) {
+        self.accept_more |= self.accept_at.take_if(|at| *at <= now).is_some();
         while let Some((at, id)) = self.deadlines.first().copied() {
             if at > now {
                 break;
@@ -218,6 +233,10 @@ impl Inbound {
     }
 
     pub(super) fn next_deadline(&self) -> Option<Nanos> {
-        self.deadlines.first().map(|(at, _)| *at)
+        self.deadlines.first().map(|(at, _)| *at).into_iter().chain(self.accept_at).min()
     }
+}
+
+fn out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }

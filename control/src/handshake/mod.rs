@@ -161,3 +161,6 @@ pub fn plan(
         options: options.clone(),
     })
 }
+
+#[cfg(test)]
+mod tests;

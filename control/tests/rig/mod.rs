@@ -36,6 +36,7 @@ pub(crate) struct Options {
     pub(crate) cores: u16,
     pub(crate) handshake: HandshakeOptions,
     pub(crate) rails: RailOptions,
+    pub(crate) store: StoreOptions,
 }
 
 impl Options {
@@ -47,6 +48,7 @@ impl Options {
             cores: 1,
             handshake: HandshakeOptions { publish: Some("127.0.0.1".into()), ..HandshakeOptions::default() },
             rails: RailOptions::default(),
+            store: StoreOptions::default(),
         }
     }
 
@@ -104,7 +106,7 @@ pub(crate) fn node(world: &SimWorld, number: u8, options: Options) -> Result<Nod
     let config = ControlConfig {
         name: options.name,
         metadata: MetadataUri::parse(&options.metadata).unwrap(),
-        store: StoreOptions::default(),
+        store: options.store,
         cluster_id: String::new(),
         nics,
         cores: inboxes

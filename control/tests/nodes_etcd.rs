@@ -1,0 +1,74 @@
+//! Nodes over a real etcd that is frozen, forgets keys, and comes back.
+
+mod rig;
+mod support;
+
+use std::time::{Duration, Instant};
+
+use moonrail_control::metadata::{MetadataUri, StoreClient, StoreOptions};
+use moonrail_control::{OpenError, PublishError};
+use moonrail_datapath::nic::sim::{SimOptions, SimWorld};
+
+use rig::{Options, node, soon, wait};
+use support::EtcdServer;
+
+struct Keys(StoreClient, tokio::runtime::Runtime);
+
+impl Keys {
+    fn of(server: &EtcdServer) -> Self {
+        let Ok(MetadataUri::Store(uri)) = MetadataUri::parse(&server.endpoint()) else { panic!() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        Self(StoreClient::open(&uri, &StoreOptions::default()).unwrap(), runtime)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let listed = self.1.block_on(self.0.list("mooncake/")).unwrap();
+        listed.into_iter().map(|(key, _)| key).collect()
+    }
+
+    fn delete(&self, key: &str) {
+        assert!(self.1.block_on(self.0.delete(key)).unwrap());
+    }
+}
+
+#[test]
+fn nodes_over_etcd_survive_its_moods() {
+    let server = EtcdServer::start();
+    let keys = Keys::of(&server);
+    let world = SimWorld::real_time(1, SimOptions::default());
+    let options = || {
+        let mut options = Options::new(&server.endpoint());
+        options.store.deadline = Duration::from_secs(2);
+        options
+    };
+    let a = node(&world, 1, options().named("a")).unwrap();
+    let b = node(&world, 2, options().named("b")).unwrap();
+    let all = ["mooncake/ram/a", "mooncake/ram/b", "mooncake/rpc_meta/a", "mooncake/rpc_meta/b"];
+    assert_eq!(keys.names(), all);
+    let error = a.control.open_segment("nobody", soon()).unwrap_err();
+    assert!(matches!(error, OpenError::NotFound { .. }) && error.to_string().contains("etcd at 127.0.0.1"), "{error}");
+    a.control.open_segment("b", soon()).unwrap();
+    a.wait_usable("b", 4);
+
+    // Keys that vanish are put again.
+    keys.delete("mooncake/rpc_meta/a");
+    keys.delete("mooncake/ram/a");
+    assert!(wait(|| keys.names() == all), "{:?}", keys.names());
+
+    // A store that hangs fails what needs it, in time, and stops no rail.
+    server.freeze();
+    let began = Instant::now();
+    let error = b.control.publish(vec![], soon()).unwrap_err();
+    assert!(matches!(error, PublishError::Metadata(_)) && began.elapsed() < Duration::from_secs(8), "{error}");
+    assert!(a.control.open_segment("c", soon()).is_err());
+    assert!(a.control.open_segment("b", soon()).is_ok(), "from the cache");
+    a.wait_usable("b", 4);
+    server.thaw();
+    assert!(wait(|| b.logged("this node is published again") == 1), "{:#?}", b.log.lock().unwrap());
+    assert!(wait(|| keys.names() == all), "{:?}", keys.names());
+    a.wait_usable("b", 4);
+
+    a.stop();
+    b.stop();
+    assert!(wait(|| keys.names().is_empty()), "{:?}", keys.names());
+}
