@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use moonrail_control::gid::GidChoice;
+use moonrail_control::names::HostPort;
 use moonrail_control::{Clock, Control, RailState};
 use moonrail_datapath::core::{CoreCounters as Counting, Inbox};
 use moonrail_datapath::nic::Nic;
@@ -176,6 +177,8 @@ pub(crate) struct Shared {
     pub(crate) log: Log,
     pub(crate) control: Control,
     pub(crate) settings: Settings,
+    /// No metadata server: names are addresses.
+    pub(crate) peer_to_peer: bool,
     pub(crate) machine: Machine,
     pub(crate) nics: Vec<OpenNic>,
     pub(crate) inboxes: Arc<[Arc<Inbox>]>,
@@ -396,6 +399,10 @@ impl Engine {
     /// See [`SegmentError`].
     pub fn open_segment(&self, name: &str) -> Result<Segment, SegmentError> {
         let (control, until) = (&self.shared.control, Instant::now() + OPEN_WITHIN);
+        // An address without a port gets the configured one; what is no address is for control to refuse.
+        let port = self.shared.settings.handshake_port;
+        let address = HostPort::parse_with(name, port).ok().filter(|_| self.shared.peer_to_peer);
+        let name = &address.map_or_else(|| name.to_owned(), |parsed| parsed.address.to_string());
         let found = if self.shared.settings.metadata_cache {
             control.open_segment(name, until)
         } else {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use moonrail_control::metadata::MetadataUri;
 use moonrail_control::metadata::store::{Credentials, TlsFiles as StoreTls};
+use moonrail_control::names::HostPort;
 use moonrail_control::{
     Clock, ControlConfig, ControlNic, CoreLink, HandshakeOptions, LogLevel, PortChoice, RailOptions, StoreOptions,
 };
@@ -49,6 +50,7 @@ pub(crate) fn start(builder: EngineBuilder) -> Result<Engine, BuildError> {
     let EngineBuilder { name, metadata, user, tls, wanted, cores, cpus, unpinned, poll_mode, .. } = builder;
     let uri = MetadataUri::parse(metadata.as_deref().unwrap_or("P2PHANDSHAKE"))
         .map_err(|error| BuildError::Metadata { source: Box::new(error) })?;
+    let peer_to_peer = uri == MetadataUri::PeerToPeer;
     let opened = open::open(wanted, &settings, &machine, &log)?;
     let places = place_cores(cores, cpus, unpinned, &machine, &opened, &log)?;
 
@@ -105,6 +107,7 @@ pub(crate) fn start(builder: EngineBuilder) -> Result<Engine, BuildError> {
         log,
         control,
         settings,
+        peer_to_peer,
         machine,
         nics,
         inboxes: parts.inboxes,
@@ -331,7 +334,9 @@ fn rail_options(settings: &Settings) -> RailOptions {
 
 fn handshake_options(settings: &Settings, name: &str) -> HandshakeOptions {
     let port = if settings.rpc_port_from_name {
-        PortChoice::Fixed(port_of(name).unwrap_or(settings.handshake_port))
+        PortChoice::Fixed(
+            HostPort::parse_with(name, settings.handshake_port).map_or(settings.handshake_port, |own| own.address.port),
+        )
     } else {
         PortChoice::Range(settings.rpc_ports.0, settings.rpc_ports.1)
     };
@@ -343,32 +348,5 @@ fn handshake_options(settings: &Settings, name: &str) -> HandshakeOptions {
         connect_timeout: settings.handshake_connect_timeout,
         max_length: settings.handshake_max_length,
         ..HandshakeOptions::default()
-    }
-}
-
-/// The port at the end of a name, if it has one; a bare IPv6 address has none.
-pub(crate) fn port_of(name: &str) -> Option<u16> {
-    let (host, port) = name.rsplit_once(':')?;
-    let bare_v6 = host.contains(':') && !host.ends_with(']') && !host.contains('%');
-    if bare_v6 { None } else { port.parse().ok().filter(|port| *port > 0) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ports_of_names() {
-        for (name, port) in [
-            ("host:7", Some(7)),
-            ("host", None),
-            ("[::1]:9", Some(9)),
-            ("fe80::1", None),
-            ("fe80::1%eth0:5", Some(5)),
-            ("host:x", None),
-            ("host:0", None),
-        ] {
-            assert_eq!(port_of(name), port, "{name}");
-        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use moonrail::{BatchStatus, Engine, Transfer, TransferState};
 use moonrail_datapath::nic::sim::SimOptions;
-use pair::{LONG, block_on, builder, bytes, cluster, fill, nics, pair, pair_with, pattern};
+use pair::{LONG, block_on, builder, bytes, fill, nics, pair, pair_with, pattern};
 
 #[test]
 fn writes_land_and_reads_bring_back() {
@@ -168,6 +168,24 @@ fn without_a_metadata_server_the_peer_is_asked_itself() {
 }
 
 #[test]
+fn names_without_a_port_have_the_configured_one() {
+    let world = moonrail_datapath::nic::sim::SimWorld::real_time(4, SimOptions::default());
+    let log = std::sync::Arc::default();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let variable = port.to_string();
+    let engine = |node, fixed| {
+        let (open, _) = nics(&world, node, 1);
+        let variable = variable.clone();
+        let builder = builder(&log).environment(move |name| (name == "MC_HANDSHAKE_PORT").then(|| variable.clone()));
+        builder.name("127.0.0.1").rpc_port_from_name(fixed).nics_from(open).cores(1).build().unwrap()
+    };
+    let (a, b) = (engine(1, false), engine(2, true));
+    assert_eq!(b.rpc_addr(), format!("127.0.0.1:{port}"));
+    let far = b.allocate(4096, "*").unwrap();
+    assert_eq!(a.open_segment("127.0.0.1").unwrap().buffers()[0].addr, far.addr());
+}
+
+#[test]
 fn a_message_reaches_the_peer() {
     let p = pair(1, 1, SimOptions::default());
     let segment = p.a.open_segment("b").unwrap();
@@ -176,5 +194,4 @@ fn a_message_reaches_the_peer() {
     let messages: Vec<_> = p.b.notifications().into_iter().map(|n| (n.name, n.message)).collect();
     assert_eq!(messages, [("done".into(), "block 7".into()), ("done".into(), "block 8".into())]);
     assert!(p.b.notifications().is_empty());
-    let _ = cluster();
 }
