@@ -111,8 +111,11 @@ impl Brain {
     }
 
     pub(super) fn begin(&mut self) {
+        // Whoever opened the NICs announced them; here only those that cannot be used yet, and later every change.
         for nic in 0..self.nics.len() {
-            self.announce_nic(NicId(nic as u16));
+            if !self.nics[nic].is_up() {
+                self.announce_nic(NicId(nic as u16));
+            }
         }
         self.own.version += 1;
         if self.config.store.is_none() {
