@@ -17,7 +17,8 @@ pub fn builder(args: &NodeArgs) -> Result<EngineBuilder> {
     let name = name(args)?;
     let mut builder = Engine::builder().metadata(args.metadata.as_str());
     if let Some(name) = name {
-        builder = builder.name(name);
+        // Whoever names a port means it; without one the engine draws a free one.
+        builder = builder.rpc_port_from_name(has_port(&name)).name(name);
     }
     if let Some(path) = &args.nic_priority_matrix {
         builder = builder.nic_priority_matrix_file(path);
@@ -31,6 +32,18 @@ pub fn builder(args: &NodeArgs) -> Result<EngineBuilder> {
         Poll::Adaptive => PollMode::Adaptive,
         Poll::Busy => PollMode::Busy,
     }))
+}
+
+/// Ends the engine; an error if something of it could not be ended in time, unless there was one already.
+pub fn end<T>(engine: &Engine, done: Result<T>) -> Result<T> {
+    let whole = engine.shutdown(SHUTDOWN_WITHIN);
+    match done {
+        Ok(_) if !whole => Err(Failure::new(
+            format!("the engine could not end everything within {SHUTDOWN_WITHIN:?}"),
+            "the lines above say what is left; usually a peer that is gone while it was being written to",
+        )),
+        done => done,
+    }
 }
 
 /// Starts the engine.

@@ -24,12 +24,8 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
     let done = regions.map(|regions| {
         announce(&engine, &regions, args.json);
         until_asked(&engine, &regions, &stop, args.verify);
-        for incident in engine.incidents() {
-            eprintln!("incident with {} at {:.1?}: {}", incident.peer, incident.at, incident.text);
-        }
     });
-    engine.shutdown(node::SHUTDOWN_WITHIN);
-    done.map(|()| ExitCode::SUCCESS)
+    node::end(&engine, done.map(|()| ExitCode::SUCCESS))
 }
 
 /// Signal handlers, installed before anything is published: a stop during start-up is a clean one, too.

@@ -32,9 +32,7 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     let stop = Stop::install()
         .map_err(|e| Failure::new(format!("signal handlers cannot be set: {e}"), "see what limits this process"))?;
     let engine = node::start(node::builder(&args.node)?.transfer_timeout(args.timeout))?;
-    let measured = measure(&engine, args, &plans, &stop);
-    engine.shutdown(node::SHUTDOWN_WITHIN);
-    measured
+    node::end(&engine, measure(&engine, args, &plans, &stop))
 }
 
 /// The measurements that the command line asks for, in order.

@@ -197,7 +197,9 @@ impl Settings {
 
     /// One buffer for each NUMA node.
     fn buffers(&self, engine: &Engine) -> Result<Vec<Region>> {
-        (0..numa_nodes()).map(|i| node::allocate(engine, self.buffer_size, &format!("cpu:{i}"))).collect()
+        (0..engine.numa_nodes().len().max(1))
+            .map(|i| node::allocate(engine, self.buffer_size, &format!("cpu:{i}")))
+            .collect()
     }
 }
 
@@ -224,14 +226,6 @@ fn raised(buffer_size: u64, require_size: u64) -> (u64, Option<String>) {
     }
     let words = format!("Invalid flag: buffer size is smaller than require_size, adjust to {require_size}");
     (require_size, Some(words))
-}
-
-/// NUMA nodes of this machine, at least 1.
-fn numa_nodes() -> usize {
-    let is_node = |name: &str| name.strip_prefix("node").is_some_and(|n| n.parse::<u32>().is_ok());
-    let nodes = std::fs::read_dir("/sys/devices/system/node")
-        .map(|entries| entries.flatten().filter(|e| is_node(&e.file_name().to_string_lossy())).count());
-    nodes.unwrap_or(0).max(1)
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -285,9 +279,7 @@ fn result_line(outcome: &load::Outcome, unit: &Unit, precision: usize) -> String
 fn initiator(settings: &Settings) -> Result<()> {
     let stop = serve::signals()?;
     let engine = node::start(settings.builder())?;
-    let done = initiate(&engine, settings, &stop);
-    engine.shutdown(node::SHUTDOWN_WITHIN);
-    done
+    node::end(&engine, initiate(&engine, settings, &stop))
 }
 
 fn initiate(engine: &Engine, settings: &Settings, stop: &Stop) -> Result<()> {
@@ -326,8 +318,7 @@ fn target(settings: &Settings) -> Result<()> {
         serve::announce(&engine, &regions, settings.json);
         serve::until_asked(&engine, &regions, &stop, true);
     });
-    engine.shutdown(node::SHUTDOWN_WITHIN);
-    done
+    node::end(&engine, done)
 }
 
 #[cfg(test)]

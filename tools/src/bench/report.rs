@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use hdrhistogram::Histogram;
-use moonrail::{Engine, Op};
+use moonrail::{Engine, Mtu, Op};
 use serde_json::{Value, json};
 
 use super::load::{Outcome, name};
@@ -29,6 +29,10 @@ pub struct RailShare {
     pub peer_nic: String,
     /// Its state now.
     pub state: String,
+    /// Path MTU that both ends agreed on, in bytes.
+    pub path_mtu: Option<u32>,
+    /// How often it was connected.
+    pub lives: u32,
     /// Bytes it moved since the engine started.
     pub bytes: u64,
 }
@@ -39,7 +43,14 @@ pub fn rails(engine: &Engine, peer: &str) -> Vec<RailShare> {
         .rails()
         .into_iter()
         .filter(|rail| rail.peer == peer)
-        .map(|rail| RailShare { nic: rail.nic, peer_nic: rail.peer_nic, state: rail.state, bytes: rail.bytes })
+        .map(|rail| RailShare {
+            nic: rail.nic,
+            peer_nic: rail.peer_nic,
+            state: rail.state,
+            path_mtu: rail.path_mtu.map(Mtu::bytes),
+            lives: rail.lives,
+            bytes: rail.bytes,
+        })
         .collect();
     rails.sort_by(|a, b| (&a.nic, &a.peer_nic).cmp(&(&b.nic, &b.peer_nic)));
     rails
@@ -107,6 +118,8 @@ pub fn rails_text(engine: &Engine, rails: &[RailShare]) -> String {
         ("peer NIC", Align::Left),
         ("bytes", Align::Right),
         ("share", Align::Right),
+        ("MTU", Align::Right),
+        ("connected", Align::Right),
         ("state", Align::Left),
     ]);
     let all: u64 = rails.iter().map(|rail| rail.bytes).sum();
@@ -116,23 +129,27 @@ pub fn rails_text(engine: &Engine, rails: &[RailShare]) -> String {
             rail.peer_nic.clone(),
             units::size(rail.bytes),
             percent(rail.bytes, all),
+            rail.path_mtu.map_or_else(|| "-".to_owned(), |bytes| bytes.to_string()),
+            format!("{}x", rail.lives),
             rail.state.clone(),
         ]);
     }
     let mut text = table.render(0);
     let counters = engine.counters();
-    let sum = |field: fn(&moonrail::CoreCounters) -> u64| counters.cores.iter().map(field).sum::<u64>();
+    let total = counters.total();
     let _ = writeln!(
         text,
-        "cores {}: {} work requests, {} doorbells, {} completions, {} retries",
+        "cores {}: {} work requests, {} doorbells, {} completions, {} slices again",
         counters.cores.len(),
-        sum(|c| c.work_requests),
-        sum(|c| c.doorbells),
-        sum(|c| c.completions),
-        sum(|c| c.retries),
+        total.work_requests,
+        total.doorbells,
+        total.completions,
+        total.retries,
     );
-    for incident in engine.incidents() {
-        let _ = writeln!(text, "incident with {} at {:.1?}: {}", incident.peer, incident.at, incident.text);
+    let incidents = engine.incidents();
+    if !incidents.is_empty() {
+        let open = incidents.iter().filter(|incident| !incident.closed).count();
+        let _ = writeln!(text, "incidents {}, {open} of them open: the log on stderr tells each", incidents.len());
     }
     text
 }
@@ -175,8 +192,11 @@ pub fn engine_json(engine: &Engine, rails: &[RailShare]) -> Value {
     let rails: Vec<Value> = rails
         .iter()
         .map(|rail| {
-            let share = if all == 0 { 0.0 } else { rail.bytes as f64 / all as f64 };
-            json!({ "nic": rail.nic, "peer_nic": rail.peer_nic, "state": rail.state, "bytes": rail.bytes, "share": share })
+            json!({
+                "nic": rail.nic, "peer_nic": rail.peer_nic, "state": rail.state, "bytes": rail.bytes,
+                "share": if all == 0 { 0.0 } else { rail.bytes as f64 / all as f64 },
+                "path_mtu": rail.path_mtu, "lives": rail.lives,
+            })
         })
         .collect();
     let cores: Vec<Value> = engine
@@ -187,6 +207,7 @@ pub fn engine_json(engine: &Engine, rails: &[RailShare]) -> Value {
             json!({
                 "core": c.core, "work_requests": c.work_requests, "doorbells": c.doorbells,
                 "completions": c.completions, "bytes": c.bytes, "slices": c.slices, "retries": c.retries,
+                "first_errors": c.first_errors, "flushes": c.flushes,
             })
         })
         .collect();
