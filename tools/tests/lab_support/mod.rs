@@ -5,6 +5,9 @@
 //! (`cargo xtask lab`; its environment and folder are described in docs/testing.md.)
 #![allow(dead_code)] // no test target uses all of it
 
+pub(crate) mod process;
+pub(crate) mod rdma;
+
 use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,211 @@
+//! Everything an operator gets wrong, or the network does: found, named, and told with what to do next.
+//!
+//! Each test makes one condition on real nodes and reads what `moonrail` says. Most concern node 0 alone; node 1 waits.
+
+mod lab_support;
+
+use std::net::TcpListener;
+use std::process::Command;
+use std::time::Duration;
+
+use lab_support::process::{Ended, Process, etcd, moonrail};
+use lab_support::{Lab, run, wait_for};
+
+const READY: Duration = Duration::from_secs(40);
+/// Longer than any time limit inside moonrail that one of these conditions runs into.
+const TOLD: Duration = Duration::from_secs(60);
+const RUN: Duration = Duration::from_secs(120);
+const END: Duration = Duration::from_secs(30);
+
+/// Runs `body` on node 0 while node 1 waits.
+fn on_node_0(name: &str, body: impl FnOnce()) {
+    let lab = Lab::enter(name);
+    if lab.node == 0 {
+        body();
+    }
+    lab.barrier();
+}
+
+fn told(line: &str) -> Ended {
+    Process::moonrail(line).wait(TOLD)
+}
+
+/// The net device of a NIC up or down, and the RDMA port with it.
+fn set_link(nic: u32, up: bool) {
+    run("ip", &["link", "set", &format!("eth{nic}"), if up { "up" } else { "down" }]);
+    wait_for("the port's state", || {
+        let state =
+            std::fs::read_to_string(format!("/sys/class/infiniband/rxe{nic}/ports/1/state")).unwrap_or_default();
+        (state.contains("ACTIVE") == up).then_some(())
+    });
+    if up {
+        let gid = format!("/sys/class/infiniband/rxe{nic}/ports/1/gids/1");
+        wait_for("its GID", || std::fs::read_to_string(&gid).is_ok_and(|text| text.contains("ffff:")).then_some(()));
+    }
+}
+
+#[test]
+fn a_device_that_is_not_there() {
+    on_node_0("no-device", || {
+        told("serve --name 10.0.0.1 --nics rxe9").expect_error(&["No matched device found: rxe9", "rxe0", "rxe1"]);
+    });
+}
+
+#[test]
+fn a_port_that_is_down() {
+    on_node_0("port-down", || {
+        set_link(1, false);
+        let ended = told("serve --name 10.0.0.1 --nics rxe1");
+        let nics = told("nics");
+        set_link(1, true);
+        ended.expect_error(&["Device rxe1 port not active", "ip link", "MC_IB_PORT"]);
+        // The other NIC can still be used.
+        assert!(nics.expect_ok().stdout.contains("in the way: port 1 not active, it is DOWN"));
+    });
+}
+
+#[test]
+fn a_gid_index_that_is_empty_or_outside_the_table() {
+    on_node_0("gid-index", || {
+        for index in ["77", "255"] {
+            let mut command = Command::new(moonrail());
+            command.args(["serve", "--name", "10.0.0.1", "--nics", "rxe0"]).env("MC_GID_INDEX", index);
+            Process::start("serve with MC_GID_INDEX", command).wait(TOLD).expect_error(&[
+                &format!("GID index {index}"),
+                "set MC_GID_INDEX to one of",
+                "rxe0",
+            ]);
+        }
+    });
+}
+
+#[test]
+fn a_metadata_server_that_is_not_there_or_not_etcd() {
+    on_node_0("no-etcd", || {
+        let ended = told("serve --name 10.0.0.1 --metadata etcd://10.0.0.1:2399");
+        ended.expect_error(&["10.0.0.1:2399", "etcd"]);
+        // Somebody else's port: it accepts, and says something that is no HTTP/2.
+        let stranger = TcpListener::bind("10.0.0.1:2398").unwrap();
+        std::thread::spawn(move || {
+            use std::io::Write;
+            for mut stream in stranger.incoming().flatten() {
+                let _ = stream.write_all(b"SSH-2.0-OpenSSH_9.2p1\r\n");
+            }
+        });
+        let ended = told("serve --name 10.0.0.1 --metadata etcd://10.0.0.1:2398");
+        ended.expect_error(&["10.0.0.1:2398", "etcd"]);
+        told("serve --name 10.0.0.1 --metadata redis://10.0.0.1:6379").expect_error(&["redis", "etcd://"]);
+    });
+}
+
+#[test]
+fn an_address_that_is_in_use() {
+    on_node_0("in-use", || {
+        let _taken = TcpListener::bind("0.0.0.0:12345").unwrap();
+        told("serve --name 10.0.0.1:12345").expect_error(&["already in use", "12345", "port"]);
+    });
+}
+
+#[test]
+fn a_peer_that_refuses_and_a_segment_nobody_published() {
+    on_node_0("no-peer", || {
+        told("bench 10.0.0.2:9 --name 10.0.0.1 --iterations 1").expect_error(&["refused", "10.0.0.2:9"]);
+        let _etcd = etcd("10.0.0.1");
+        told("bench nobody --name 10.0.0.1 --metadata etcd://10.0.0.1:2379 --iterations 1")
+            .expect_error(&["Failed to get description of nobody", "the name must be exactly"]);
+    });
+}
+
+#[test]
+fn a_name_that_others_cannot_reach_or_that_is_not_ours() {
+    on_node_0("own-name", || {
+        told("serve --name 10.0.0.77").expect_error(&["10.0.0.77 is not an address of this host", "10.0.0.1"]);
+        let _etcd = etcd("10.0.0.1");
+        let mut command = Command::new(moonrail());
+        command.args(["serve", "--name", "a", "--metadata", "etcd://10.0.0.1:2379"]);
+        command.env("MC_TCP_BIND_ADDRESS", "127.0.0.1");
+        Process::start("serve on loopback", command)
+            .wait(TOLD)
+            .expect_error(&["127.0.0.1 is a loopback address", "10.0.0.1"]);
+        // Without a metadata server it can be meant: everything on one machine. It is said, and works.
+        let mut server = Process::moonrail("serve --name 127.0.0.1 --size 1MiB --cores 1");
+        server.says("listening on 127.0.0.1:", READY);
+        let ended = server.terminate(END).expect_ok();
+        assert!(ended.stderr.contains("loopback"), "{}", ended.stderr);
+    });
+}
+
+#[test]
+fn memory_that_may_not_be_locked() {
+    on_node_0("memlock", || {
+        // Root has CAP_IPC_LOCK, and no limit counts for it: take it away.
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock", "bash", "-c"])
+            .arg(format!("ulimit -l 64; exec {} serve --name 10.0.0.1 --size 8MiB", moonrail()));
+        let ended = Process::start("serve with 64 KiB of locked memory", command).wait(TOLD);
+        ended.expect_error(&["RLIMIT_MEMLOCK", "ulimit -l", "65536"]);
+    });
+}
+
+/// The handshake goes over eth0, the data path over rxe1. There nobody answers ARP, so no end can address the other:
+/// RTR fails, first at the node that is asked, and the one that asked hears whose side it was.
+#[test]
+fn a_peer_whose_gid_cannot_be_reached() {
+    let lab = Lab::enter("no-arp");
+    let answer_arp = |mode: &str| {
+        std::fs::write("/proc/sys/net/ipv4/conf/eth1/arp_ignore", mode).unwrap();
+        run("ip", &["neigh", "flush", "dev", "eth1"]);
+    };
+    answer_arp("8");
+    lab.barrier();
+    if lab.node == 0 {
+        let mut server = Process::moonrail("serve --name 10.0.0.1 --nics rxe1 --size 1MiB --cores 1");
+        lab.tell("name", &server.says("listening on ", READY));
+        lab.hear("done", 1);
+        answer_arp("1");
+        // The node whose side it was has the numbers of both ends.
+        let log = server.terminate(END).expect_ok().stderr;
+        println!("{log}");
+        for word in ["Failed to modify QP to RTR", "MTU", "GID", "LID", "QP"] {
+            assert!(log.contains(word), "does not say {word}:\n{log}");
+        }
+    } else {
+        let name = lab.hear("name", 0);
+        let line =
+            format!("bench {name} --name 10.0.0.2 --nics rxe1 --cores 1 --block 4KiB --iterations 1 --timeout 10s");
+        let ended = Process::moonrail(&line).wait(TOLD);
+        answer_arp("1");
+        lab.tell("done", "");
+        ended.expect_error(&["Handshake rejected by 10.0.0.1", "RTR", "the peer's side", "ib_send_bw"]);
+    }
+    lab.barrier();
+}
+
+/// 4096 against 1024 never works by itself on real verbs; between two moonrail nodes both ends agree on 1024.
+#[test]
+fn networks_of_different_mtu_work_by_agreement() {
+    let lab = Lab::enter("mtu");
+    let mtu = |bytes: &str| {
+        for nic in 0..lab.nics {
+            run("ip", &["link", "set", &format!("eth{nic}"), "mtu", bytes]);
+        }
+    };
+    if lab.node == 0 {
+        let mut server = Process::moonrail("serve --name 10.0.0.1 --size 4MiB --cores 1 --verify");
+        lab.tell("name", &server.says("listening on ", READY));
+        lab.hear("done", 1);
+        server.terminate(END).expect_ok();
+    } else {
+        mtu("1500");
+        let name = lab.hear("name", 0);
+        let line = format!(
+            "bench {name} --name 10.0.0.2 --cores 1 --op both --block 64KiB --batch 16 --iterations 2 --verify --ask-target"
+        );
+        let ended = Process::moonrail(&line).wait(RUN);
+        mtu("4200");
+        ended.expect_ok();
+        lab.tell("done", "");
+    }
+    lab.barrier();
+}
