@@ -4,7 +4,7 @@ set -euo pipefail
 etcd=10.0.0.1:2379
 notes=/lab/shared # what the nodes tell each other
 READY=60          # seconds a process may take to start on an emulated node
-export LAB_BARRIER_SECONDS=170
+export LAB_BARRIER_SECONDS=170 MC_LOG_LEVEL=WARNING
 BLOCKS=4KiB,64KiB,1MiB
 
 step() { echo; echo "=== $*"; }
@@ -33,7 +33,7 @@ node_0() {
   step "2. etcd, where nodes find each other, starts on node 0"
   etcd --data-dir /tmp/demo-etcd --listen-client-urls "http://$etcd" --advertise-client-urls "http://$etcd" \
     --listen-peer-urls http://127.0.0.1:2380 > /tmp/demo-etcd.log 2>&1 &
-  local etcd_pid=$!
+  etcd_pid=$! # not local: the trap runs after this function
   trap 'kill "$etcd_pid" "${serve_pid:-$etcd_pid}" 2> /dev/null || true' EXIT
   until_true "$READY" "etcd did not listen on $etcd: $(tail -3 /tmp/demo-etcd.log)" etcd_listens
 
