@@ -37,3 +37,8 @@ pub fn main(args: &[String]) -> ExitCode {
     };
     done.unwrap_or_else(|failure| failure.report())
 }
+
+/// The program on README's first screen is compiled, so that it stays true.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
