@@ -29,6 +29,7 @@ const UNSAFE_ISLANDS: &[(&str, &str)] = &[
     ("datapath/src/nic/tcp", "reads into and writes from registered memory"),
     ("datapath/src/region", "registered memory that peers write into at any time"),
     ("datapath/tests/allocations.rs", "a global allocator that counts is unsafe to implement"),
+    ("runtime/tests/refusals.rs", "an embedder's own memory is registered by an unsafe call of the embedder"),
 ];
 
 /// What stands at the top of the repository beside text files and dot-folders.
