@@ -194,6 +194,8 @@ pub struct Work {
     posts: Box<[AtomicU8]>,
     failures: Box<[AtomicU8]>,
     first_error: AtomicU64,
+    /// Bit per core that found none of its rails to have the keys of some slice.
+    keyless: AtomicU64,
     /// Bits set in `returned`; a hint that saves the walk.
     returned_count: CachePadded<AtomicU32>,
     claimed: CachePadded<AtomicU64>,
@@ -220,6 +222,7 @@ impl Work {
             posts: (0..count).map(|_| AtomicU8::new(0)).collect(),
             failures: (0..count).map(|_| AtomicU8::new(0)).collect(),
             first_error: AtomicU64::new(0),
+            keyless: AtomicU64::new(0),
             returned_count: CachePadded::new(AtomicU32::new(0)),
             claimed: CachePadded::new(AtomicU64::new(0)),
             remaining: CachePadded::new(AtomicU32::new(count as u32)),
@@ -349,6 +352,18 @@ impl Work {
     pub(crate) fn count_post(&self, slice: u32) -> u8 {
         // Owned by one core at a time: a plain increment would do, but the slot is shared over time.
         self.posts[slice as usize].fetch_add(1, Ordering::Relaxed).saturating_add(1)
+    }
+
+    /// `core` has no rail with the keys of some slice; returns whether every core with a rail has said so.
+    pub(crate) fn cannot_carry(&self, core: CoreId) -> bool {
+        let bit = 1 << core.0;
+        let said = self.keyless.fetch_or(bit, Ordering::Relaxed) | bit;
+        self.remote.peer.routes() & !said == 0
+    }
+
+    /// `core` carries slices of this Work, whatever it said before.
+    pub(crate) fn can_carry(&self, core: CoreId) {
+        self.keyless.fetch_and(!(1 << core.0), Ordering::Relaxed);
     }
 
     /// Counts a failure that was the slice's own; returns whether it may be tried again.

@@ -2,10 +2,15 @@
 
 mod rig;
 
+use std::sync::Arc;
+
 use moonrail_datapath::core::Command;
 use moonrail_datapath::error::{Cause, SliceError};
 use moonrail_datapath::nic::sim::SimOptions;
 use moonrail_datapath::nic::{Op, WcStatus};
+use moonrail_datapath::region::{Chunk, Region};
+use moonrail_datapath::slice::Extent;
+use moonrail_datapath::transfer::{RemoteBuffer, RemoteBuffers};
 use moonrail_datapath::units::{Nanos, PeerId};
 use moonrail_datapath::work::TransferStatus;
 
@@ -207,4 +212,56 @@ fn stop_gives_everything_back() {
     assert!(rig.run_until(SECOND, |r| r.cores[0].is_stopped()));
     assert!(work.completion().is_done() && rig.stopped == 1);
     assert_eq!(work.first_error(), Some(SliceError::of(Cause::Shutdown)));
+}
+
+/// A peer may publish a buffer without keys beside one with them, and both may lie in one run of slices.
+#[test]
+fn a_slice_that_no_rail_has_a_key_for_fails_and_its_neighbours_do_not() {
+    const LEN: u64 = 4096;
+    let mut rig = Rig::new(10, 1, 1, SimOptions::default());
+    rig.connect(0, 0, 0, 1);
+    let (local, far) = (Rig::region(&rig.near, 1 << 20), Rig::region(&rig.far, 1 << 20));
+    let whole = &rig.remote(&far).buffers[0].clone();
+    let piece = |index: u64, rkeys: Box<[_]>| RemoteBuffer {
+        extent: Extent { addr: whole.extent.addr + index * LEN, len: LEN },
+        rkeys,
+        location: whole.location.clone(),
+    };
+    let buffers = (0..8).map(|i| piece(i, if i == 2 { Box::new([None]) } else { whole.rkeys.clone() })).collect();
+    let remote = Arc::new(RemoteBuffers::new(rig.peer.clone(), buffers));
+    assert!(rig.run_until(SECOND, |r| r.peer.routes() == 1));
+    let work = rig.work(Op::Write, &local, &remote, &(0..8).map(|i| (i * LEN, i * LEN, LEN)).collect::<Vec<_>>());
+    rig.submit(&work);
+    assert!(rig.run_until(Nanos::from_secs(2), |_| work.completion().is_done()), "long before its deadline");
+    for (index, transfer) in work.transfers().iter().enumerate() {
+        match transfer.status() {
+            TransferStatus::Failed(error) => assert_eq!((index, error.cause), (2, Cause::BadRequest)),
+            status => assert_eq!(status, TransferStatus::Done, "transfer {index}"),
+        }
+    }
+    assert!(rig.run_until(SECOND, |r| r.cores[0].works() == 0 && r.cores[0].outstanding() == 0));
+}
+
+/// (past) The rail without keys took the same slice each turn, and ended it after sixteen, while the other was only full.
+#[test]
+fn what_one_rail_has_no_key_for_waits_until_the_other_has_credit() {
+    for cores in [1, 2] {
+        let mut rig = Rig::new(11, 2, cores, SimOptions::default());
+        rig.connect(0, 0, 0, 1);
+        rig.connect(usize::from(cores) - 1, 1, 1, 1);
+        let len = 8 << 20;
+        let (whole, far) = (Rig::region(&rig.near, len), Rig::region(&rig.far, len));
+        let access = moonrail_datapath::nic::Access { remote: true, relaxed_ordering: false };
+        let key = rig.near[0].nic.register(whole.memory(), 0, len as u64, access).unwrap();
+        let chunk = Chunk { addr: whole.memory().addr(), len: len as u64, keys: Box::new([Some(key.into()), None]) };
+        let local = Arc::new(Region::new(whole.memory().clone(), vec![chunk], "cpu:0".into(), true));
+        let remote = rig.remote(&far);
+        assert!(rig.run_until(SECOND, |r| r.counters.iter().map(|c| c.completions.get()).sum::<u64>() == 2));
+        local.memory().write(0, &pattern(len, 3)).unwrap();
+        let work = rig.work(Op::Write, &local, &remote, &[(0, 0, len as u64)]);
+        rig.submit(&work);
+        assert!(rig.run_until(SECOND, |_| work.completion().is_done()));
+        assert_eq!(work.transfers()[0].status(), TransferStatus::Done, "{cores} cores");
+        assert!(bytes(&far) == pattern(len, 3));
+    }
 }

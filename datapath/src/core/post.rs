@@ -4,7 +4,7 @@ use super::Core;
 use super::inflight::InFlight;
 use super::table::{Line, NONE, QpState, RailState};
 use crate::error::{Cause, SliceError};
-use crate::limits::{CHAIN_MAX, POSTS_MAX, QUANTUM, SIGNAL_EVERY};
+use crate::limits::{CHAIN_MAX, POSTS_MAX, QUANTUM, SIGNAL_EVERY, WATCH_PERIOD};
 use crate::nic::{Op, WcStatus, WorkRequest};
 use crate::units::{Nanos, WrId};
 
@@ -12,6 +12,14 @@ use crate::units::{Nanos, WrId};
 struct Room {
     requests: usize,
     bytes: u64,
+    /// The Work in front has a slice that this rail can not carry: it steps back, and the chain ends.
+    blocked: bool,
+}
+
+impl Room {
+    fn is_left(&self) -> bool {
+        self.requests > 0 && self.bytes > 0 && !self.blocked
+    }
 }
 
 /// The send queue is full: no credit lost, the rest waits (ibv_post_send(3)).
@@ -76,15 +84,16 @@ impl Core {
         let nic = &self.nics[self.rails[rail].nic as usize];
         let queue = self.qps[slot].depth.saturating_sub(self.qps[slot].ring.len());
         let completions = nic.depth.saturating_sub(nic.outstanding);
-        let mut room =
-            Room { requests: (queue.min(completions) as usize).min(CHAIN_MAX), bytes: self.rails[rail].credit.free() };
+        let requests = (queue.min(completions) as usize).min(CHAIN_MAX);
+        let mut room = Room { requests, bytes: self.rails[rail].credit.free(), blocked: false };
         self.chain.clear();
         self.entries.clear();
-        while room.requests > 0 && room.bytes > 0 {
+        while room.is_left() {
             let Some(seat) = self.front(peer) else { break };
             let before = room.bytes;
             let more = self.claim_from(seat, slot, rail, &mut room, now);
-            self.rotate(peer, seat, before - room.bytes, more);
+            let spent = if room.blocked { u64::MAX } else { before - room.bytes };
+            self.rotate(peer, seat, spent, more);
         }
         if self.chain.is_empty() {
             return 0;
@@ -122,8 +131,12 @@ impl Core {
     /// Moves slices of one Work into the chain: what came back first, then fresh ones, a run with one atomic add.
     /// Returns whether it may have more.
     fn claim_from(&mut self, seat: u32, slot: usize, rail: usize, room: &mut Room, now: Nanos) -> bool {
-        while room.requests > 0 && room.bytes > 0 {
+        while room.is_left() {
             let Some(work) = &self.works[seat as usize].work else { return false };
+            if now < self.works[seat as usize].keyless_until {
+                room.blocked = true;
+                return work.has_unclaimed() || work.has_returned();
+            }
             if let Some(slice) = work.take_returned() {
                 self.chain_slice(seat, slice, slot, rail, room, now);
                 continue;
@@ -151,19 +164,15 @@ impl Core {
         let nic = self.nics[rail_seat.nic as usize].id;
         let lkey = work.local().chunks().get(slice.chunk as usize).and_then(|c| c.lkey(nic));
         let rkey = work.remote().rkey(slice.buffer, rail_seat.peer_nic);
-        let posts = work.count_post(index);
-        let (Some(lkey), Some(rkey), true) = (lkey, rkey, posts <= POSTS_MAX) else {
-            // One end never registered the memory on this NIC, or the slice went round too often. Another rail may
-            // have the keys, and gets its chance before this one tries again; the count ends the search.
-            let error = SliceError { rail: Some(rail_seat.key.rail), ..SliceError::of(Cause::BadRequest) };
-            if posts > POSTS_MAX {
-                self.end_slice(seat, index, work.first_error().unwrap_or(error));
-            } else {
-                self.give_back(seat, index);
-            }
-            room.requests = 0;
-            return;
+        let (Some(lkey), Some(rkey)) = (lkey, rkey) else {
+            room.blocked = true;
+            return self.without_key(seat, index, rail, now);
         };
+        let op = work.op();
+        if self.went_round(seat, index, rail) {
+            return;
+        }
+        self.take_back_keyless(seat);
         let qp = &self.qps[slot];
         let ahead = self.chain.len() as u32;
         let wr_id = WrId {
@@ -171,7 +180,6 @@ impl Core {
             generation: qp.generation,
             sequence: qp.ring.next_sequence().wrapping_add(ahead),
         };
-        let op = work.op();
         self.chain.push(WorkRequest {
             wr_id,
             op,
@@ -183,10 +191,64 @@ impl Core {
             signaled: false,
             inline: op == Op::Write && slice.len <= qp.max_inline,
         });
-        let alone = ahead == 0 && rail_seat.credit.is_nearly_empty();
+        let alone = ahead == 0 && self.rails[rail].credit.is_nearly_empty();
         self.entries.push(InFlight { seat, slice: index, len: slice.len, alone, posted: now });
         room.requests -= 1;
         room.bytes = room.bytes.saturating_sub(u64::from(slice.len));
+    }
+
+    /// Counts one more posting of a slice. One that was posted too often ends, and must not be posted.
+    fn went_round(&mut self, seat: u32, index: u32, rail: usize) -> bool {
+        let Some(work) = &self.works[seat as usize].work else { return true };
+        if work.count_post(index) <= POSTS_MAX {
+            return false;
+        }
+        let error = SliceError { rail: Some(self.rails[rail].key.rail), ..SliceError::of(Cause::BadRequest) };
+        self.end_slice(seat, index, work.first_error().unwrap_or(error));
+        true
+    }
+
+    /// What this core said of its keys holds no longer: it carries slices of the Work, or lets go of it.
+    pub(super) fn take_back_keyless(&mut self, seat: u32) {
+        let entry = &mut self.works[seat as usize];
+        if !std::mem::take(&mut entry.keyless) {
+            return;
+        }
+        entry.keyless_until = Nanos::ZERO;
+        if let Some(work) = &entry.work {
+            work.can_carry(self.id);
+        }
+    }
+
+    /// One end never registered the memory of a slice on its NIC of this rail. A rail that has the keys may only be full
+    /// at the moment: if there is one here, or a core with a rail has not said that it has none, the slice waits for it
+    /// at no cost. Otherwise each try counts as a posting, and the count ends the search.
+    fn without_key(&mut self, seat: u32, index: u32, rail: usize, now: Nanos) {
+        let entry = &self.works[seat as usize];
+        let (Some(work), lent) = (&entry.work, entry.lent) else { return };
+        let slice = &work.slices()[index as usize];
+        let carries = |other: &&u32| {
+            let other = &self.rails[**other as usize];
+            let lkey = work.local().chunks().get(slice.chunk as usize);
+            other.state == RailState::Up
+                && lkey.and_then(|c| c.lkey(self.nics[other.nic as usize].id)).is_some()
+                && work.remote().rkey(slice.buffer, other.peer_nic).is_some()
+        };
+        if self.peers[self.rails[rail].peer as usize].rails.iter().any(|other| carries(&other)) {
+            self.give_back(seat, index);
+            // Nobody else has to hear of it each turn.
+            self.works[seat as usize].lent = lent;
+        } else if !work.cannot_carry(self.id) {
+            let entry = &mut self.works[seat as usize];
+            entry.keyless = true;
+            entry.keyless_until = now.plus(WATCH_PERIOD);
+            self.give_back(seat, index);
+        } else {
+            self.works[seat as usize].keyless = true;
+            if !self.went_round(seat, index, rail) {
+                self.give_back(seat, index);
+            }
+        }
     }
 
     /// One request in [`SIGNAL_EVERY`], or each quarter of the cap in bytes, and always the last: a rail that waits for

@@ -96,6 +96,7 @@ impl Core {
             self.mark_dirty(seat);
             return;
         }
+        self.take_back_keyless(seat);
         let entry = &mut self.works[seat as usize];
         let finished = std::mem::take(&mut entry.finished);
         entry.home = false;

@@ -190,6 +190,10 @@ pub(crate) struct WorkSeat {
     pub(crate) dirty: bool,
     pub(crate) returned: bool,
     pub(crate) home: bool,
+    /// This core has said of it that none of its rails has the keys of some slice.
+    pub(crate) keyless: bool,
+    /// Until then it leaves such a slice to other cores.
+    pub(crate) keyless_until: Nanos,
     /// This core brought it to its end and has yet to say so.
     pub(crate) finished: bool,
 }
@@ -208,6 +212,8 @@ impl WorkSeat {
             dirty: false,
             returned: false,
             home: false,
+            keyless: false,
+            keyless_until: Nanos::ZERO,
             finished: false,
         }
     }
