@@ -3,8 +3,9 @@
 mod rig;
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use moonrail_datapath::core::Command;
+use moonrail_datapath::core::{Command, CoreEvent};
 use moonrail_datapath::error::{Cause, SliceError};
 use moonrail_datapath::nic::sim::SimOptions;
 use moonrail_datapath::nic::{Op, WcStatus};
@@ -264,4 +265,47 @@ fn what_one_rail_has_no_key_for_waits_until_the_other_has_credit() {
         assert_eq!(work.transfers()[0].status(), TransferStatus::Done, "{cores} cores");
         assert!(bytes(&far) == pattern(len, 3));
     }
+}
+
+/// Control drains the ring, prepares its doorbell and looks once more. Whatever comes after that has to ring.
+#[test]
+fn the_end_of_a_batch_that_somebody_sleeps_on_is_rung_for_after_it_is_told() {
+    let mut rig = Rig::new(12, 2, 2, SimOptions::default());
+    rig.connect(0, 0, 0, 1);
+    rig.connect(1, 1, 1, 1);
+    let len = 4 << 20;
+    let (local, far) = (Rig::region(&rig.near, len), Rig::region(&rig.far, len));
+    let remote = rig.remote(&far);
+    assert!(rig.run_until(SECOND, |r| r.peer.routes() == 3));
+    let work = rig.work(Op::Read, &local, &remote, &[(0, 0, len as u64)]);
+    rig.submit(&work);
+    rig.turn(Nanos::from_micros(1));
+    assert!(rig.cores[0].outstanding() > 0, "core 0 has a share, and the Work stands in its line for more");
+    // Core 1 does all the rest. What core 0 posted has arrived meanwhile, and is the last to be seen.
+    for _ in 0..5_000 {
+        rig.now = rig.now.plus(Nanos::from_micros(1));
+        rig.world.advance(rig.now);
+        rig.cores[1].poll_once(rig.now);
+    }
+    rig.answer_all();
+    assert_eq!((rig.cores[1].outstanding(), work.completion().is_done()), (0, false));
+    assert!(!work.completion().sleep(Instant::now()), "somebody slept");
+    let mut told = 0;
+    for _ in 0..10 {
+        rig.doorbell.finish();
+        rig.doorbell.prepare();
+        assert!(rig.outboxes[0].is_empty());
+        rig.cores[0].poll_once(rig.now);
+        let rung = {
+            let mut fds = [rustix::event::PollFd::from_borrowed_fd(rig.doorbell.fd(), rustix::event::PollFlags::IN)];
+            rustix::event::poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
+        };
+        while let Some(event) = rig.outboxes[0].next() {
+            if matches!(event, CoreEvent::Finished(_)) {
+                told += 1;
+                assert!(rung, "control sleeps on with the news in its ring");
+            }
+        }
+    }
+    assert_eq!((told, work.completion().is_done()), (1, true));
 }

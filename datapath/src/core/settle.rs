@@ -1,9 +1,12 @@
 //! Slices that ended this turn, accounted once per Work; finished Works go up, and seats become free.
 
+use std::sync::Arc;
+
 use super::Core;
 use super::port::CoreEvent;
 use super::table::{Line, NONE};
 use crate::limits::{EVENT_RING, QP_SLOTS};
+use crate::work::Work;
 
 /// Places of the event ring that Works never take, so that first errors and drained queue pairs always fit.
 const RESERVED: usize = 2 * QP_SLOTS;
@@ -36,13 +39,8 @@ impl Core {
         let Some(work) = &entry.work else { return 0 };
         let count = std::mem::take(&mut entry.settled);
         if let Some(somebody_sleeps) = work.settle(count) {
-            entry.finished = true;
+            (entry.finished, entry.awaited) = (true, somebody_sleeps);
             self.counters.works_finished.add(1);
-            if somebody_sleeps {
-                // The event follows below, in this same turn or as soon as the ring has room; control looks at its
-                // ring before it sleeps again.
-                self.outbox.ring();
-            }
         }
         if std::mem::take(&mut self.works[seat as usize].returned) {
             self.offer(seat);
@@ -88,12 +86,15 @@ impl Core {
         if busy || (needed && !entry.finished) {
             return;
         }
-        if entry.line != Line::None {
-            // Finished while it stands in a line: it leaves when the line is walked.
-            return;
-        }
         if self.outbox_room() <= RESERVED {
             self.mark_dirty(seat);
+            return;
+        }
+        if entry.line != Line::None {
+            // The line may not move for long. Those who wait are told now; the seat follows when the line is walked.
+            let work = work.clone();
+            self.works[seat as usize].finished = false;
+            self.tell_finished(work, seat);
             return;
         }
         self.take_back_keyless(seat);
@@ -105,7 +106,19 @@ impl Core {
         if let Some(work) = entry.work.take() {
             work.set_seat(self.id, None);
             self.free_works.push(seat);
-            self.tell(if finished { CoreEvent::Finished(work) } else { CoreEvent::Released(work) });
+            if finished {
+                self.tell_finished(work, seat);
+            } else {
+                self.tell(CoreEvent::Released(work));
+            }
+        }
+    }
+
+    /// Tells, and only then rings: control may have looked at its ring just before, and go to sleep.
+    fn tell_finished(&mut self, work: Arc<Work>, seat: u32) {
+        self.tell(CoreEvent::Finished(work));
+        if std::mem::take(&mut self.works[seat as usize].awaited) {
+            self.outbox.ring();
         }
     }
 

@@ -196,6 +196,8 @@ pub(crate) struct WorkSeat {
     pub(crate) keyless_until: Nanos,
     /// This core brought it to its end and has yet to say so.
     pub(crate) finished: bool,
+    /// Somebody slept on its batch when it was finished.
+    pub(crate) awaited: bool,
 }
 
 impl WorkSeat {
@@ -215,6 +217,7 @@ impl WorkSeat {
             keyless: false,
             keyless_until: Nanos::ZERO,
             finished: false,
+            awaited: false,
         }
     }
 }

@@ -41,7 +41,9 @@ pub(crate) struct Rig {
     pub(crate) now: Nanos,
     pub(crate) cores: Vec<Core>,
     pub(crate) inboxes: Arc<[Arc<Inbox>]>,
-    outboxes: Vec<Arc<Outbox>>,
+    pub(crate) outboxes: Vec<Arc<Outbox>>,
+    /// Control's: rung by the cores.
+    pub(crate) doorbell: Arc<Doorbell>,
     pub(crate) near: Vec<End>,
     pub(crate) far: Vec<End>,
     near_cqs: Vec<Vec<CqHandle>>,
@@ -121,6 +123,7 @@ impl Rig {
             cores: vec![],
             inboxes: inboxes.clone(),
             outboxes: vec![],
+            doorbell: doorbell.clone(),
             near,
             far,
             near_cqs: vec![],
