@@ -354,6 +354,11 @@ impl Work {
         self.posts[slice as usize].fetch_add(1, Ordering::Relaxed).saturating_add(1)
     }
 
+    /// Takes back one [`Work::count_post`]: the device had no room. Before the slice is given back.
+    pub(crate) fn uncount_post(&self, slice: u32) {
+        self.posts[slice as usize].fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// `core` has no rail with the keys of some slice; returns whether every core with a rail has said so.
     pub(crate) fn cannot_carry(&self, core: CoreId) -> bool {
         let bit = 1 << core.0;

@@ -287,15 +287,16 @@ impl Core {
         self.counters.work_requests.add(accepted as u64);
         self.rails[rail].counters.doorbells.add(1);
         self.rails[rail].counters.work_requests.add(accepted as u64);
-        if accepted < self.chain.len() {
+        if accepted < self.chain.len() || outcome.error.is_some() {
             self.refused(slot, accepted, outcome.error.unwrap_or(0), now);
         }
         accepted
     }
 
-    /// The device took only the first `accepted` requests. The rest was never posted and goes back at no cost. If what
-    /// it took ends without asking for a completion, or it refused for anything but a full queue, the queue pair can
-    /// not be trusted to tell how its requests end: that is its first error.
+    /// The device took only the first `accepted` requests. The rest was never posted and goes back, where the queue was
+    /// full at no cost. If what it took ends without asking for a completion, or it refused for anything but a full
+    /// queue, the queue pair can not be trusted to tell how its requests end: that is its first error. So it is if all
+    /// were taken and the doorbell failed.
     fn refused(&mut self, slot: usize, accepted: usize, errno: i32, now: Nanos) {
         let rail = self.qps[slot].rail as usize;
         let silent_tail = accepted > 0 && !self.chain[accepted - 1].signaled;
@@ -303,10 +304,13 @@ impl Core {
         for index in accepted..self.entries.len() {
             let entry = self.entries[index];
             if entry.seat != super::inflight::TRIAL {
+                if let (ENOMEM, Some(work)) = (errno, &self.works[entry.seat as usize].work) {
+                    work.uncount_post(entry.slice);
+                }
                 self.give_back(entry.seat, entry.slice);
             }
         }
-        if errno == ENOMEM && !silent_tail && !self.qps[slot].ring.is_empty() {
+        if errno == ENOMEM && accepted < self.chain.len() && !silent_tail && !self.qps[slot].ring.is_empty() {
             return;
         }
         let peer = self.peers[self.rails[rail].peer as usize].peer.as_ref().map(|p| p.id());
