@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use moonrail_datapath::core::{
-    Command, Core, CoreConfig, CoreEvent, Doorbell, Inbox, Outbox, RailKey, RailSpec, dispatch,
+    Command, Core, CoreConfig, CoreEvent, Doorbell, Inbox, Outbox, PollMode, RailKey, RailSpec, dispatch, run,
 };
 use moonrail_datapath::nic::{
     AdminQp, Completion, CompletionQueue, InitAttr, Op, PostQp, Posted, Qp, RawQp, RtrAttr, RtsAttr, WcStatus,
@@ -292,4 +292,21 @@ fn a_silent_tail_fails_the_rail_and_what_was_refused_goes_back() {
     bench.turn();
     assert_eq!((bench.first_errors.len(), bench.core.outstanding()), (1, 2));
     assert!(!work.is_terminal());
+}
+
+#[test]
+fn a_completion_channel_that_breaks_while_the_core_sleeps_is_told() {
+    let (broken, mut other) = UnixStream::pair().unwrap();
+    io::Write::write_all(&mut other, b"x").unwrap();
+    let Bench { mut core, inbox, outbox, .. } = Bench::new(Some(broken));
+    let started = std::time::Instant::now();
+    let clock = move || Nanos::from_duration(started.elapsed());
+    let thread = std::thread::spawn(move || run(&mut core, PollMode::Adaptive { spin: Nanos::ZERO }, &clock));
+    let told = (0..200).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::iter::from_fn(|| outbox.next()).any(|event| matches!(event, CoreEvent::CqLost { nic: NicId(0) }))
+    });
+    inbox.command(Command::Stop).ok().unwrap();
+    thread.join().unwrap();
+    assert!(told, "control never heard of the lost queue");
 }

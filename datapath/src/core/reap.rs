@@ -36,9 +36,10 @@ impl Core {
 
     /// Outcomes on this NIC may be lost: said once; control takes the NIC out, and its queue pairs are destroyed when
     /// they do not drain.
-    fn cq_lost(&mut self, nic: usize) {
+    pub(super) fn cq_lost(&mut self, nic: usize) {
         if !self.nics[nic].lost && self.tell(CoreEvent::CqLost { nic: self.nics[nic].id }) {
             self.nics[nic].lost = true;
+            self.outbox.ring();
         }
     }
 

@@ -85,9 +85,10 @@ impl Core {
         let timeout = Timespec { tv_sec: at_most.as_secs() as i64, tv_nsec: i64::from(at_most.subsec_nanos()) };
         // Interrupted or failed: the loop turns once more, which is all a wake-up does.
         let _ = poll(&mut fds, Some(&timeout));
-        for nic in &mut self.nics {
+        for index in 0..self.nics.len() {
+            let nic = &mut self.nics[index];
             if nic.cq.event_fd().is_some() && nic.cq.clear_events().is_err() {
-                nic.lost = true;
+                self.cq_lost(index);
             }
         }
     }

@@ -182,7 +182,11 @@ impl CompletionQueue for PolledCq {
             let rc = unsafe { sys::ibv_get_cq_event(self.cq.channel.raw.as_ptr(), &raw mut of, &raw mut context) };
             if rc != 0 {
                 let error = errno();
-                return if error.kind() == io::ErrorKind::WouldBlock { Ok(()) } else { Err(error) };
+                match error.kind() {
+                    io::ErrorKind::WouldBlock => return Ok(()),
+                    io::ErrorKind::Interrupted => continue,
+                    _ => return Err(error),
+                }
             }
             debug_assert_eq!(of, self.cq.as_ptr(), "a channel of one queue told of another");
             self.unacknowledged += 1;
