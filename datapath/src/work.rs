@@ -116,12 +116,12 @@ impl Completion {
 
     /// Wakes every sleeper. Called by control, never by a core.
     pub fn wake(&self) {
-        let mut sleepers = self.sleepers.lock().unwrap_or_else(PoisonError::into_inner);
-        for waker in sleepers.drain(..) {
+        let tasks = std::mem::take(&mut *self.sleepers.lock().unwrap_or_else(PoisonError::into_inner));
+        self.woken.notify_all();
+        // Without the lock: a waker may run its task right here, and that registers again.
+        for waker in tasks {
             waker.wake();
         }
-        drop(sleepers);
-        self.woken.notify_all();
     }
 
     /// Registers a task to be woken when the batch is done; the caller checks [`Completion::is_done`] afterwards.
@@ -521,6 +521,32 @@ mod tests {
         assert!(work.completion().is_done() && work.is_terminal());
         assert_eq!(work.transfers()[1].status(), TransferStatus::Failed(SliceError::of(Cause::Deadline)));
         assert_eq!(work.first_error(), Some(SliceError::of(Cause::Deadline)));
+    }
+
+    /// A task that runs right in its waker, as some executors do it, asks for the next wake-up from there.
+    struct Inline(Arc<Completion>, AtomicU32);
+
+    impl std::task::Wake for Inline {
+        fn wake(self: Arc<Self>) {
+            if self.1.fetch_add(1, Ordering::Relaxed) == 0 {
+                self.0.register(&Waker::from(self.clone()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_task_may_register_again_while_it_is_woken() {
+        let completion = Completion::new(1);
+        let task = Arc::new(Inline(completion.clone(), AtomicU32::new(0)));
+        completion.register(&Waker::from(task.clone()));
+        let (done, waited) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            completion.wake();
+            completion.wake();
+            done.send(()).unwrap();
+        });
+        assert!(waited.recv_timeout(std::time::Duration::from_secs(5)).is_ok(), "control waits for itself");
+        assert_eq!(task.1.load(Ordering::Relaxed), 2);
     }
 
     #[test]
