@@ -312,6 +312,8 @@ impl Work {
     pub(crate) fn close(&self) -> Range<u32> {
         let total = self.slices.len() as u64;
         let was = self.claimed.swap(CLOSED, Ordering::SeqCst);
+        // Pairs with the one in `give_back`: what its caller returned before it looked at the cursor is seen from here on.
+        fence(Ordering::SeqCst);
         if was >= total { 0..0 } else { was as u32..total as u32 }
     }
 
@@ -324,7 +326,7 @@ impl Work {
     pub(crate) fn give_back(&self, slice: u32) {
         self.returned[slice as usize / 64].fetch_or(1 << (slice % 64), Ordering::Release);
         self.returned_count.fetch_add(1, Ordering::Release);
-        // Pairs with the swap in `close`: either its caller sees the bit, or ours sees CLOSED.
+        // Pairs with the one in `close`: either its caller sees the bit, or ours sees CLOSED.
         fence(Ordering::SeqCst);
     }
 
