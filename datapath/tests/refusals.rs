@@ -294,6 +294,21 @@ fn a_silent_tail_fails_the_rail_and_what_was_refused_goes_back() {
     assert!(!work.is_terminal());
 }
 
+/// Control is busy elsewhere for minutes, and Works wait for a rail meanwhile.
+#[test]
+fn asking_for_rails_leaves_room_for_what_may_not_be_refused() {
+    let mut bench = Bench::new(None);
+    let _waiting = bench.submit(4);
+    for _ in 0..20_000 {
+        bench.now = bench.now.plus(Nanos::from_millis(50));
+        bench.core.poll_once(bench.now);
+    }
+    assert!(!bench.outbox.is_empty(), "it asks");
+    bench.device.lock().unwrap().script.push_back((0, EIO));
+    bench.adopt();
+    assert_eq!(bench.first_errors.len(), 1, "control hears of the error all the same");
+}
+
 #[test]
 fn a_completion_channel_that_breaks_while_the_core_sleeps_is_told() {
     let (broken, mut other) = UnixStream::pair().unwrap();

@@ -241,7 +241,8 @@ impl Core {
         }
         let event = CoreEvent::Wanted { peer: shared.id() };
         seat.wanted_at = Some(now);
-        if self.outbox.push(event).is_ok() {
+        // Asked again later if there is no room; but first errors and queue pairs must have theirs.
+        if self.has_event_room() && self.tell(event) {
             self.outbox.ring();
         }
     }

@@ -5,11 +5,8 @@ use std::sync::Arc;
 use super::Core;
 use super::port::CoreEvent;
 use super::table::{Line, NONE};
-use crate::limits::{EVENT_RING, QP_SLOTS};
+use crate::limits::{EVENT_RING, EVENTS_OF_RAILS};
 use crate::work::Work;
-
-/// Places of the event ring that Works never take, so that first errors and drained queue pairs always fit.
-const RESERVED: usize = 2 * QP_SLOTS;
 
 impl Core {
     pub(super) fn settle(&mut self) -> usize {
@@ -86,7 +83,7 @@ impl Core {
         if busy || (needed && !entry.finished) {
             return;
         }
-        if self.outbox_room() <= RESERVED {
+        if !self.has_event_room() {
             self.mark_dirty(seat);
             return;
         }
@@ -122,8 +119,9 @@ impl Core {
         }
     }
 
-    pub(super) fn outbox_room(&self) -> usize {
-        EVENT_RING - self.outbox.len()
+    /// Whether the event ring has room for what may wait: finished Works and questions.
+    pub(super) fn has_event_room(&self) -> bool {
+        EVENT_RING - self.outbox.len() > EVENTS_OF_RAILS
     }
 
     /// Tells control. The ring has room for everything that may not be refused.
