@@ -303,6 +303,13 @@ impl Work {
         self.claimed.load(Ordering::Relaxed) < self.slices.len() as u64
     }
 
+    /// Slices that nobody has: never claimed, or given back.
+    pub(crate) fn waiting(&self) -> u32 {
+        let unclaimed = (self.slices.len() as u64).saturating_sub(self.claimed.load(Ordering::Relaxed)) as u32;
+        // A hint: a taker may subtract before the giver has added, and for that moment it is huge.
+        unclaimed.saturating_add(self.returned_count.load(Ordering::Relaxed))
+    }
+
     /// Whether slices wait in the return map.
     pub(crate) fn has_returned(&self) -> bool {
         self.returned_count.load(Ordering::Relaxed) > 0

@@ -69,6 +69,25 @@ fn a_batch_of_128_small_transfers_rings_and_completes_rarely() {
     assert!(completions <= requests / 16, "{completions} completions for {requests} requests");
 }
 
+/// A rail with credit for a whole short batch leaves the others their share of it.
+#[test]
+fn a_short_batch_is_spread_over_all_rails() {
+    let mut rig = Rig::new(12, 2, 1, SimOptions::default());
+    for (a, b) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        rig.connect(0, a, b, 2);
+    }
+    let (local, far) = (Rig::region(&rig.near, 1 << 20), Rig::region(&rig.far, 1 << 20));
+    let remote = rig.remote(&far);
+    assert!(rig.run_until(SECOND, |r| r.counters[0].completions.get() == 8), "all trials");
+    for _ in 0..10 {
+        let work = rig.work(Op::Write, &local, &remote, &[(0, 0, 1 << 20)]);
+        rig.submit(&work);
+        assert!(rig.run_until(SECOND, |_| work.completion().is_done()));
+    }
+    let slices: Vec<u64> = rig.rail_counters.iter().map(|c| c.slices.get()).collect();
+    assert_eq!(slices, [40, 40, 40, 40], "16 slices a batch, 4 rails");
+}
+
 fn count(rig: &Rig, name: &str) -> u64 {
     rig.counters.iter().flat_map(|c| c.list()).filter(|(n, _)| *n == name).map(|(_, v)| v).sum()
 }

@@ -50,10 +50,11 @@ impl Core {
         let first = self.peers[peer].first as usize;
         self.peers[peer].first = self.peers[peer].first.wrapping_add(1);
         let mut posted = 0;
+        let share = self.fair_share(peer);
         for turn in 0..rails {
             // A rail that fails while posting leaves the list, which is shorter then.
             let Some(&rail) = self.peers[peer].rails.get((first + turn) % rails) else { break };
-            posted += self.post_rail(rail as usize, peer, now);
+            posted += self.post_rail(rail as usize, peer, share, now);
             if !self.peers[peer].has_work() {
                 break;
             }
@@ -61,7 +62,20 @@ impl Core {
         posted
     }
 
-    fn post_rail(&mut self, rail: usize, peer: usize, now: Nanos) -> usize {
+    /// Requests a rail may take this turn. A rail with credit for all of a short Work would take it alone, and the others
+    /// had nothing to do; what is long enough for all is limited by their credit anyway.
+    fn fair_share(&self, peer: usize) -> usize {
+        let seat = &self.peers[peer];
+        let alone = seat.small.head == seat.small.tail && seat.bulk.head == seat.bulk.tail;
+        let front = self.front(peer).filter(|_| alone && (seat.small.head == NONE || seat.bulk.head == NONE));
+        let work = front.and_then(|front| self.works[front as usize].work.as_ref());
+        let Some(work) = work else { return usize::MAX };
+        // Other cores with a rail have about as many as this one.
+        let rails = seat.usable.max(1) * work.remote().peer.routes().count_ones().max(1);
+        (work.waiting().div_ceil(rails) as usize).max(1)
+    }
+
+    fn post_rail(&mut self, rail: usize, peer: usize, share: usize, now: Nanos) -> usize {
         let mut posted = 0;
         let mut used = 0u32;
         // Each queue pair gets at most one chain a turn, the emptiest first.
@@ -72,19 +86,19 @@ impl Core {
                 .min_by_key(|&(_, slot)| self.qps[slot].ring.len());
             let Some((at, slot)) = emptiest else { break };
             used |= 1 << at;
-            posted += self.post_chain(slot, rail, peer, now);
-            if self.rails[rail].state != RailState::Up {
+            posted += self.post_chain(slot, rail, peer, share.saturating_sub(posted), now);
+            if self.rails[rail].state != RailState::Up || posted >= share {
                 break;
             }
         }
         posted
     }
 
-    fn post_chain(&mut self, slot: usize, rail: usize, peer: usize, now: Nanos) -> usize {
+    fn post_chain(&mut self, slot: usize, rail: usize, peer: usize, most: usize, now: Nanos) -> usize {
         let nic = &self.nics[self.rails[rail].nic as usize];
         let queue = self.qps[slot].depth.saturating_sub(self.qps[slot].ring.len());
         let completions = nic.depth.saturating_sub(nic.outstanding);
-        let requests = (queue.min(completions) as usize).min(CHAIN_MAX);
+        let requests = (queue.min(completions) as usize).min(CHAIN_MAX).min(most);
         let mut room = Room { requests, bytes: self.rails[rail].credit.free(), blocked: false };
         self.chain.clear();
         self.entries.clear();

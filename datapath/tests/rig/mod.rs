@@ -60,7 +60,8 @@ pub(crate) struct Rig {
     pub(crate) fence_delay: Nanos,
     fences: Vec<(Nanos, usize, RailKey)>,
     pub(crate) counters: Vec<Arc<CoreCounters>>,
-    pub(crate) rail_counters: Arc<RailCounters>,
+    /// By rail: near NIC × far NICs + far NIC.
+    pub(crate) rail_counters: Vec<Arc<RailCounters>>,
 }
 
 fn gid(node: u8, nic: u8) -> Gid {
@@ -137,7 +138,7 @@ impl Rig {
             fence_delay: Nanos::ZERO,
             fences: Vec::with_capacity(1 << 10),
             counters: vec![],
-            rail_counters: Arc::default(),
+            rail_counters: (0..usize::from(nics) * usize::from(nics)).map(|_| Arc::default()).collect(),
         };
         for core in 0..cores {
             let (mut queues, mut handles) = (vec![], vec![]);
@@ -193,7 +194,7 @@ impl Rig {
                 peer: self.peer.clone(),
                 nic: NicId(a as u16),
                 peer_nic: PeerNicId(b as u16),
-                counters: self.rail_counters.clone(),
+                counters: self.rail_counters[rail.0 as usize].clone(),
             };
             self.inboxes[core].command(Command::Adopt { rail, qp }).ok().unwrap();
         }
