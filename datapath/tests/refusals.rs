@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use moonrail_datapath::core::{
     Command, Core, CoreConfig, CoreEvent, Doorbell, Inbox, Outbox, PollMode, RailKey, RailSpec, dispatch, run,
 };
+use moonrail_datapath::error::{Cause, SliceError};
 use moonrail_datapath::nic::{
     AdminQp, Completion, CompletionQueue, InitAttr, Op, PostQp, Posted, Qp, RawQp, RtrAttr, RtsAttr, WcStatus,
     WorkRequest,
@@ -254,6 +255,24 @@ fn a_full_send_queue_costs_a_slice_nothing_however_long() {
     bench.turn();
     assert!(first.is_terminal() && second.is_terminal());
     assert!(second.transfers().iter().all(|t| t.status() == TransferStatus::Done));
+}
+
+#[test]
+fn what_came_back_before_a_cancel_is_not_posted_after_it() {
+    let mut bench = Bench::new(None);
+    bench.connect();
+    bench.submit(4);
+    bench.turn();
+    let work = bench.submit(4);
+    bench.device.lock().unwrap().script.push_back((0, ENOMEM));
+    bench.turn();
+    work.abandon(SliceError::of(Cause::Cancelled));
+    assert!(!work.is_terminal(), "its slices were claimed, and lie in the return map");
+    bench.turn();
+    bench.turn();
+    assert_eq!(bench.device.lock().unwrap().posted.len(), 4, "those of the first Work");
+    assert!(work.is_terminal());
+    assert_eq!(work.transfers()[0].status(), TransferStatus::Failed(SliceError::of(Cause::Cancelled)));
 }
 
 /// Soft-RoCE puts the requests in its queue, and then only its doorbell fails: nothing of them is refused, and nothing

@@ -152,6 +152,11 @@ impl Core {
                 return work.has_unclaimed() || work.has_returned();
             }
             if let Some(slice) = work.take_returned() {
+                if work.is_closed() {
+                    let error = work.first_error().unwrap_or(SliceError::of(Cause::Cancelled));
+                    self.end_slice(seat, slice, error);
+                    continue;
+                }
                 self.chain_slice(seat, slice, slot, rail, room, now);
                 continue;
             }
