@@ -5,6 +5,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::ops::RangeInclusive;
 
+use moonrail_datapath::random::Random;
+
 /// Port of a name that has none (`MC_HANDSHAKE_PORT`).
 pub const DEFAULT_PORT: u16 = 12001;
 /// Ports from which one is drawn for the handshake and for the TCP data protocol (`MC_MIN_RPC_PORT`, `MC_MAX_RPC_PORT`).
@@ -325,15 +327,10 @@ pub fn listen_on(port: u16, family: Family) -> Result<TcpListener, BindError> {
 pub fn listen_in(ports: RangeInclusive<u16>, family: Family, seed: u64) -> Result<TcpListener, BindError> {
     let (first, last) = (*ports.start(), *ports.end());
     let count = u64::from(last.saturating_sub(first)) + 1;
-    let mut state = seed;
+    let mut random = Random::new(seed);
     let mut error = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..BIND_ATTEMPTS {
-        // splitmix64
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = state;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let port = first + ((mixed ^ mixed >> 31) % count) as u16;
+        let port = first + random.below(count) as u16;
         match TcpListener::bind(SocketAddr::new(every_address(family), port)) {
             Ok(listener) => return Ok(listener),
             Err(e) => error = e,

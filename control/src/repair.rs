@@ -1,31 +1,12 @@
 //! How soon to try again, and with which MTU: pure.
 
+use moonrail_datapath::random::Random;
 use moonrail_datapath::units::{Mtu, Nanos};
 
 /// First wait after a failure.
 pub const FIRST_WAIT: Nanos = Nanos::from_millis(10);
 /// Longest wait between two attempts at one rail.
 pub const LONGEST_WAIT: Nanos = Nanos::from_secs(1);
-
-/// A small seeded generator (splitmix64): jitter and packet numbers, nothing secret.
-#[derive(Clone, Debug)]
-pub struct Random(u64);
-
-impl Random {
-    /// The sequence of this seed.
-    pub const fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// The next 64 bits.
-    pub fn draw(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-}
 
 /// Waits that double from [`FIRST_WAIT`] to [`LONGEST_WAIT`], each a quarter more or less by chance, so that the rails to
 /// one restarted peer do not all knock at once.

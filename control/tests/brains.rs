@@ -13,11 +13,11 @@ use moonrail_control::brain::{
 use moonrail_control::connect::NicFacts;
 use moonrail_control::gid;
 use moonrail_control::metadata::{KeySpace, PriorityMatrix, RpcMeta, StoreError};
-use moonrail_control::repair::Random;
 use moonrail_control::wire::{Frame, Incarnation};
 use moonrail_control::{ControlNic, DialError, LogRecord, RailOptions, RailReport, RailState};
 use moonrail_datapath::core::{Core, CoreConfig, CoreCounters, CoreEvent, Doorbell, Inbox, Outbox};
 use moonrail_datapath::nic::sim::{SimNicId, SimOptions, SimWorld};
+use moonrail_datapath::random::Random;
 use moonrail_datapath::units::{CoreId, Nanos, NicId};
 
 const MS: u64 = 1_000_000;

@@ -21,6 +21,7 @@
 
 pub mod error;
 pub mod limits;
+pub mod random;
 pub mod units;
 
 pub mod region;

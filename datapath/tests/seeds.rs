@@ -8,24 +8,12 @@ use std::sync::Arc;
 
 use moonrail_datapath::nic::Op;
 use moonrail_datapath::nic::sim::SimOptions;
+use moonrail_datapath::random::Random;
 use moonrail_datapath::region::Region;
 use moonrail_datapath::units::{Nanos, RailId};
 use moonrail_datapath::work::{TransferStatus, Work};
 
 use rig::{Rig, pattern};
-
-/// splitmix64: the test's own choices, apart from the world's.
-struct Choices(u64);
-
-impl Choices {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ z >> 31) % n.max(1)
-    }
-}
 
 /// One submitted Work and what its bytes must be when it is done.
 struct Expected {
@@ -43,7 +31,7 @@ const RANGES: u64 = 24;
 
 struct Trial {
     rig: Rig,
-    choices: Choices,
+    choices: Random,
     local: Arc<Region>,
     far: Arc<Region>,
     open: Vec<Expected>,
@@ -54,7 +42,7 @@ struct Trial {
 
 impl Trial {
     fn new(seed: u64) -> Self {
-        let mut choices = Choices(seed);
+        let mut choices = Random::new(seed);
         let nics = 1 + choices.below(3) as u8;
         let cores = 1 + choices.below(3) as u16;
         let options = SimOptions {

@@ -39,8 +39,8 @@ use crate::connect::{Job, JobKind, NicFacts, Outcome};
 use crate::handle::{Incident, Notification};
 use crate::handshake::OwnEnd;
 use crate::metadata::{BufferEntry, KeySpace, PriorityMatrix, RpcMeta};
-use crate::repair::Random;
 use crate::wire::Incarnation;
+use moonrail_datapath::random::Random;
 
 pub use event::{Action, Answer, BeginError, Call, CallId, ConnId, Event, StoreOp, Token};
 pub use peer::MAX_PEERS;

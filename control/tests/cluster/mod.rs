@@ -20,27 +20,11 @@ use moonrail_control::{ControlNic, DialError, RailOptions, RailReport, RailState
 use moonrail_datapath::core::{Core, CoreConfig, CoreCounters, Doorbell, Inbox, Outbox, dispatch};
 use moonrail_datapath::nic::sim::{SimNicId, SimOptions, SimWorld};
 use moonrail_datapath::nic::{Access, CqHandle, Op};
+use moonrail_datapath::random::Random;
 use moonrail_datapath::region::{Chunk, Memory, Region};
 use moonrail_datapath::slice::{Extent, Slice, SliceRule, find_extent, tile};
 use moonrail_datapath::units::{CoreId, Gid, Nanos, NicId, RemoteAddr};
 use moonrail_datapath::work::{Completion, Work, WorkParts};
-
-/// splitmix64
-pub(crate) struct Choices(pub(crate) u64);
-
-impl Choices {
-    pub(crate) fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n.max(1)
-    }
-
-    pub(crate) fn percent(&mut self, share: u64) -> bool {
-        self.below(100) < share
-    }
-}
 
 /// What may go wrong between the nodes, in percent.
 #[derive(Clone, Copy, Default, Debug)]
@@ -124,7 +108,7 @@ pub(crate) struct Cluster {
     pub(crate) world: SimWorld,
     pub(crate) now: Nanos,
     pub(crate) nodes: Vec<Node>,
-    pub(crate) choices: Choices,
+    pub(crate) choices: Random,
     pub(crate) weather: Weather,
     pub(crate) store: BTreeMap<String, Vec<u8>>,
     pub(crate) store_down: bool,
@@ -154,7 +138,7 @@ impl Cluster {
             world: SimWorld::new(seed, SimOptions::default()),
             now: Nanos::from_millis(1),
             nodes: vec![],
-            choices: Choices(seed),
+            choices: Random::new(seed),
             weather: Weather::default(),
             store: BTreeMap::new(),
             store_down: false,
@@ -332,12 +316,12 @@ impl Cluster {
         match action {
             Action::Dial { token, host, port, frame, deadline } => {
                 let life = self.nodes[node].life;
-                if self.choices.percent(self.weather.lost_requests) {
+                if self.choices.below(100) < self.weather.lost_requests {
                     let address = format!("{host}:{port}");
                     let lost = Event::Dialed { token, result: Err(DialError::ReplyTimeout { address }) };
                     return self.after(deadline.since(self.now), node, Delivery::Event(lost));
                 }
-                let twice = self.choices.percent(self.weather.doubled);
+                let twice = self.choices.below(100) < self.weather.doubled;
                 for copy in 0..=u64::from(twice) {
                     // Only the first copy's reply is waited for.
                     let token = if copy == 0 { token } else { Token(u64::MAX) };
@@ -352,7 +336,7 @@ impl Cluster {
                     return;
                 }
                 let address = self.nodes[node].name.clone();
-                let lost = self.choices.percent(self.weather.lost_replies);
+                let lost = self.choices.below(100) < self.weather.lost_replies;
                 let result = if lost { Err(DialError::ReplyTimeout { address }) } else { Ok(frame) };
                 let delay = if lost { Nanos::from_secs(2) } else { self.delay() };
                 self.after(delay, from, Delivery::Event(Event::Dialed { token, result }));
@@ -422,7 +406,7 @@ impl Cluster {
     }
 
     fn store_op(&mut self, node: usize, op: StoreOp, token: Token) {
-        if self.store_down || self.choices.percent(self.weather.store_errors) {
+        if self.store_down || (self.choices.below(100) < self.weather.store_errors) {
             let result = Err(moonrail_control::metadata::StoreError::Silent {
                 endpoint: "the simulated store".into(),
                 after: std::time::Duration::from_secs(1),

@@ -7,29 +7,9 @@ use std::sync::Arc;
 
 use super::{SimLedger, SimOptions};
 use crate::nic::{AsyncEvent, Completion, GidEntry, GidKind, Op, Posted, RtrAttr, RtsAttr, WcStatus, WorkRequest};
+use crate::random::Random;
 use crate::region::Memory;
 use crate::units::{Gid, GidIndex, Lkey, Mtu, Nanos, PortNum, Qpn, Rkey};
-
-/// Small, seeded and good enough to shuffle delays: splitmix64.
-pub(super) struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        if n == 0 { 0 } else { self.next() % n }
-    }
-
-    fn chance(&mut self, share: f64) -> bool {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64 <= share && share > 0.0
-    }
-}
 
 struct NicState {
     node: String,
@@ -119,7 +99,7 @@ impl Ord for Flight {
 /// Everything.
 pub(super) struct World {
     options: SimOptions,
-    rng: Rng,
+    random: Random,
     now: Nanos,
     order: u64,
     nics: Vec<NicState>,
@@ -137,7 +117,7 @@ impl World {
     pub(super) fn new(seed: u64, options: SimOptions) -> Self {
         Self {
             options,
-            rng: Rng(seed),
+            random: Random::new(seed),
             now: Nanos::ZERO,
             order: 0,
             nics: vec![],
@@ -294,7 +274,7 @@ impl World {
         if len == 0 || offset.checked_add(len).is_none_or(|end| end > memory.len()) {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        self.next_key += 1 + self.rng.below(7) as u32;
+        self.next_key += 1 + self.random.below(7) as u32;
         self.memory.insert(self.next_key, Registered { nic, memory: memory.clone(), offset, len, remote });
         Ok(self.next_key)
     }
@@ -331,7 +311,7 @@ impl World {
         let wire = u64::from(request.len) * 1_000_000_000 / self.options.bytes_per_second.max(1);
         let free = self.qps[qp].busy_until.max(self.now).plus(Nanos(wire));
         self.qps[qp].busy_until = free;
-        let jitter = self.rng.below(self.options.jitter.0 + 1);
+        let jitter = self.random.below(self.options.jitter.0 + 1);
         self.fly(free.plus(self.options.delay).plus(Nanos(jitter)), Kind::Arrive, qp, number, request);
     }
 
@@ -484,8 +464,8 @@ impl World {
 
     /// The network may still hold packets of a WRITE that its sender has given up.
     fn keep_back(&mut self, qp: usize, number: u64, request: WorkRequest) {
-        if request.op == Op::Write && self.rng.chance(self.options.late_writes) {
-            let at = self.now.plus(Nanos(self.rng.below(self.options.late_by.0 + 1)));
+        if request.op == Op::Write && self.random.chance(self.options.late_writes) {
+            let at = self.now.plus(Nanos(self.random.below(self.options.late_by.0 + 1)));
             self.fly(at, Kind::Late, qp, number, request);
         }
     }
@@ -530,7 +510,7 @@ impl World {
     }
 
     pub(super) fn shuffle_gids(&mut self, nic: usize) {
-        let shift = 1 + self.rng.below(3) as u32;
+        let shift = 1 + self.random.below(3) as u32;
         for entry in &mut self.nics[nic].gids {
             entry.index = GidIndex(entry.index.0 + shift);
         }
