@@ -61,6 +61,8 @@ fn sleep(core: &mut Core, clock: &dyn Fn() -> Nanos) {
     if !armed && core.outstanding() > 0 {
         until = until.min(BLIND_SLEEP);
     }
+    // Submitters choose the least loaded core: an idle one must not sleep on the load it had.
+    core.publish();
     core.counters.sleeps.add(1);
     core.wait_for_events(&inbox, until.to_duration());
     inbox.doorbell().finish();

@@ -123,7 +123,7 @@ impl Core {
         true
     }
 
-    fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         let flight: u64 = self.rails.iter().filter(|r| r.state == RailState::Up).map(|r| r.credit.in_flight()).sum();
         let waiting = self.works() as u64 * u64::from(crate::limits::SLICE_SIZE);
         self.inbox.publish_load(flight + waiting);
