@@ -2,7 +2,7 @@
 //! are here and in the store's clients.
 //!
 //! One thread, one tokio runtime for the store, one mio poll for everything else; the runtime watches mio's epoll
-//! descriptor. What may block runs on two small pools, one for devices and one for names.
+//! descriptor. What may block runs on small pools, those of the devices and one for names.
 //!
 //! ```text
 //!  turn: calls · jobs · names · store · cores · devices · sockets · time ──▶ brain ──▶ actions
@@ -32,7 +32,7 @@ use crate::config::{Clock, ControlConfig, ControlNic, LogLevel, LogRecord, LogSi
 use crate::connect::{JobDone, Outcome};
 use crate::handoff::Handoff;
 use crate::metadata::{Change, Lease, StoreClient, StoreError};
-use crate::pool::Pool;
+use crate::pool::{Devices, Pool};
 
 use inbound::Inbound;
 use outbound::Outbound;
@@ -43,8 +43,7 @@ const EVENTS: usize = 256;
 const ROUNDS: usize = 4;
 /// Device events taken in one turn.
 const DEVICE_EVENTS: usize = 64;
-/// Threads for device calls, and for names.
-const DEVICE_THREADS: usize = 4;
+/// Threads for names.
 const NAME_THREADS: usize = 2;
 /// Longest sleep while cores were active lately: they do not ring for everything.
 const ALERT_SLEEP: Nanos = Nanos::from_millis(2);
@@ -95,7 +94,7 @@ pub(crate) struct Driver {
     poll: Poll,
     inbound: Inbound,
     outbound: Outbound,
-    devices: Pool,
+    devices: Devices,
     names: Pool,
     store: Option<StoreClient>,
     questions: Receiver<Question>,
@@ -164,12 +163,12 @@ impl Driver {
             clock: config.clock,
             log: config.log,
             doorbell: config.doorbell,
+            devices: Devices::new(config.nics.len()),
             nics: config.nics.into(),
             handoff: Handoff::new(config.cores),
             poll,
             inbound,
             outbound,
-            devices: Pool::new("mr-devices", DEVICE_THREADS),
             names: Pool::new("mr-names", NAME_THREADS),
             store: parts.store,
             questions: parts.questions,
@@ -317,7 +316,7 @@ impl Driver {
         }
         if let Some(garbage) = self.handoff.take_garbage() {
             // Without a thread it is dropped here: late, but right.
-            let _ = self.devices.spawn(move || drop(garbage));
+            let _ = self.devices.rest().spawn(move || drop(garbage));
         }
         worked |= self.ask_devices();
         self.read_on();
@@ -462,7 +461,8 @@ impl Driver {
             Action::Run(job) => {
                 let (nics, tell, doorbell) = (self.nics.clone(), self.tell_done.clone(), self.doorbell.clone());
                 let (token, nic) = (job.token, job.nic);
-                let spawned = self.devices.spawn(move || {
+                let pool = self.devices.of(usize::from(nic.0), &job.kind);
+                let spawned = pool.spawn(move || {
                     let run = std::panic::AssertUnwindSafe(|| job.run(&nics));
                     let lost = JobDone { token, nic, outcome: Outcome::Lost };
                     let done = std::panic::catch_unwind(run).unwrap_or(lost);

@@ -1,10 +1,13 @@
 //! A few threads for what may block: calls to devices, and looking names up. Neither may hold up the other, nor the
-//! control thread, so each has a pool of its own and nothing here waits for them.
+//! control thread, so each has a pool of its own and nothing here waits for them. Nor may one device hold up another, or
+//! queue pairs to a neighbour that does not answer (seconds each, in RTR) those that have to end: see [`Devices`].
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+
+use crate::connect::JobKind;
 
 type Task = Box<dyn FnOnce() + Send>;
 
@@ -58,6 +61,39 @@ impl Pool {
     }
 }
 
+/// Threads for making queue pairs, and for ending them and the rest, on one device.
+const MAKING: usize = 4;
+const ENDING: usize = 2;
+
+/// The pools of all devices.
+pub(crate) struct Devices {
+    /// By device: where queue pairs are made and connected, and where everything else is done.
+    pools: Vec<(Pool, Pool)>,
+    /// For what belongs to no device, or to all.
+    rest: Pool,
+}
+
+impl Devices {
+    pub(crate) fn new(devices: usize) -> Self {
+        let of_one = |_| (Pool::new("mr-making", MAKING), Pool::new("mr-ending", ENDING));
+        Self { pools: (0..devices).map(of_one).collect(), rest: Pool::new("mr-rest", 1) }
+    }
+
+    /// Where a job is done.
+    pub(crate) fn of(&self, device: usize, kind: &JobKind) -> &Pool {
+        match (self.pools.get(device), kind) {
+            (None, _) | (_, JobKind::Discard(_)) => &self.rest,
+            (Some((making, _)), JobKind::Make { .. } | JobKind::Connect { .. }) => making,
+            (Some((_, ending)), JobKind::Fail { .. } | JobKind::Destroy(_) | JobKind::Query { .. }) => ending,
+        }
+    }
+
+    /// For what is only dropped.
+    pub(crate) fn rest(&self) -> &Pool {
+        &self.rest
+    }
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
         lock(&self.shared.queue).closed = true;
@@ -90,8 +126,41 @@ fn work(shared: &Shared) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connect::Unused;
+    use moonrail_datapath::nic::QpCaps;
+    use moonrail_datapath::units::CoreId;
     use std::sync::mpsc;
     use std::time::Duration;
+
+    #[test]
+    fn neighbours_that_do_not_answer_hold_up_no_ending_and_no_other_device() {
+        let devices = Devices::new(2);
+        let make = || {
+            let caps = QpCaps { max_send_wr: 1, max_send_sge: 1, max_inline: 0 };
+            JobKind::Make { core: CoreId(0), count: 1, caps }
+        };
+        let (release, stuck) = mpsc::channel::<()>();
+        let stuck = Arc::new(Mutex::new(stuck));
+        for _ in 0..50 {
+            let stuck = stuck.clone();
+            let wait = move || assert!(stuck.lock().unwrap().recv_timeout(Duration::from_secs(10)).is_err());
+            devices.of(0, &make()).spawn(wait).unwrap();
+        }
+        let (done, results) = mpsc::channel();
+        for pool in [
+            devices.of(0, &JobKind::Fail { admins: Vec::new() }),
+            devices.of(0, &JobKind::Destroy(Unused::default())),
+            devices.of(1, &make()),
+            devices.rest(),
+        ] {
+            let done = done.clone();
+            pool.spawn(move || done.send(()).unwrap()).unwrap();
+        }
+        for _ in 0..4 {
+            results.recv_timeout(Duration::from_secs(5)).unwrap();
+        }
+        drop(release);
+    }
 
     #[test]
     fn a_stuck_task_and_a_panic_hold_up_nobody_else() {
