@@ -42,6 +42,12 @@ pub(super) enum Step {
     Delete,
 }
 
+impl Step {
+    fn writes(&self) -> bool {
+        matches!(self, Self::PutAddress | Self::PutAddressAgain | Self::PutSegment(_))
+    }
+}
+
 /// How far our own keys are.
 #[derive(Debug, Default)]
 pub(super) struct Own {
@@ -60,12 +66,18 @@ pub(super) struct Own {
     troubled: bool,
     /// Operations of the end that are on their way.
     withdrawing: u32,
+    /// Puts that are on their way.
+    writing: u32,
     intruder_logged: bool,
 }
 
 impl Own {
     pub(super) fn is_withdrawn(&self) -> bool {
         self.withdrawing == 0
+    }
+
+    pub(super) fn withdrawals(&self) -> u32 {
+        self.withdrawing
     }
 }
 
@@ -137,12 +149,13 @@ impl Brain {
     }
 
     fn own_op(&mut self, step: Step, op: StoreOp) {
+        self.own.writing += u32::from(step.writes());
         let token = self.token(Pending::Own(step));
         self.ask_store(token, op);
     }
 
     fn put_address(&mut self, step: Step) {
-        let Some(key) = self.address_key() else { return };
+        let Some(key) = self.address_key().filter(|_| !self.stopping) else { return };
         let value = self.config.rpc.encode();
         self.own_op(step, StoreOp::Put(key, value));
     }
@@ -207,6 +220,12 @@ impl Brain {
     }
 
     pub(super) fn own_stored(&mut self, step: Step, result: Result<Option<Vec<u8>>, StoreError>) {
+        if step.writes() {
+            self.own.writing -= 1;
+            if self.stopping && self.own.writing == 0 {
+                self.check_keys();
+            }
+        }
         match (step, result) {
             (Step::PutAddress, Ok(_)) => {
                 self.own.placed = true;
@@ -346,8 +365,18 @@ impl Brain {
 
     /// At the end: takes our keys away, if they are ours.
     pub(super) fn withdraw_keys(&mut self) {
-        if let (Some(address), Some(segment), true) = (self.address_key(), self.segment_key(), self.own.begun) {
+        // Also what was put before a start that failed.
+        if self.config.store.is_some() && self.own.version > 0 {
             self.own.withdrawing = 2;
+            if self.own.writing == 0 {
+                self.check_keys();
+            }
+        }
+    }
+
+    /// When no put of ours is on its way that would come after.
+    fn check_keys(&mut self) {
+        if let (Some(address), Some(segment)) = (self.address_key(), self.segment_key()) {
             self.own_op(Step::CheckAddress, StoreOp::Get(address));
             self.own_op(Step::CheckSegment, StoreOp::Get(segment));
         }
