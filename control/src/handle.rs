@@ -112,6 +112,17 @@ pub struct Incident {
     pub attempts: u32,
 }
 
+/// What control knows of a failure, for whoever puts it into words.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Story {
+    /// Our NIC and the peer's, of the rail that was asked about.
+    pub nics: Option<(String, String)>,
+    /// The cause of that rail's last incident.
+    pub incident: Option<String>,
+    /// What is wrong between us and the peer, if something is.
+    pub trouble: Option<String>,
+}
+
 /// Handle of a running control thread. Cheap to clone; the thread ends at [`Control::shutdown`] or when the last handle
 /// is dropped.
 #[derive(Clone)]
@@ -243,6 +254,16 @@ impl Control {
         }
     }
 
+    /// What is known of a failure towards `segment`, on `rail`. Waits `within` and no longer, and knows nothing then: words
+    /// are worth a moment, but no stop.
+    pub fn story(&self, segment: &str, rail: Option<RailId>, within: Duration) -> Story {
+        let call = Call::Story { segment: segment.to_owned(), rail };
+        match self.ask_within("the cause", call, within, Duration::ZERO) {
+            Ok(Answer::Story(story)) => story,
+            _ => Story::default(),
+        }
+    }
+
     /// Withdraws this node, stops the cores, destroys every queue pair and ends the thread. Returns whether the thread
     /// came to its end by `until`; what is not given back by then is given up. May be called again.
     pub fn shutdown(&self, until: Instant) -> bool {
@@ -253,13 +274,22 @@ impl Control {
     }
 
     fn ask(&self, what: &'static str, call: Call, until: Instant) -> Result<Answer, ControlError> {
-        let left = until.saturating_duration_since(Instant::now());
+        self.ask_within(what, call, until.saturating_duration_since(Instant::now()), GRACE)
+    }
+
+    fn ask_within(
+        &self,
+        what: &'static str,
+        call: Call,
+        left: Duration,
+        grace: Duration,
+    ) -> Result<Answer, ControlError> {
         let until = (self.shared.clock)().plus(Nanos::from_duration(left));
         let (reply, answer) = sync_channel(1);
         let questions = self.shared.questions.as_ref().ok_or(ControlError::Gone)?;
         questions.send(Question { call, until, reply }).map_err(|_| ControlError::Gone)?;
         self.shared.doorbell.ring();
-        answer.recv_timeout(left.saturating_add(GRACE)).map_err(|error| match error {
+        answer.recv_timeout(left.saturating_add(grace)).map_err(|error| match error {
             RecvTimeoutError::Disconnected => ControlError::Gone,
             RecvTimeoutError::Timeout => ControlError::Deadline {
                 what,

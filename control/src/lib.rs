@@ -44,6 +44,6 @@ pub use config::{
     Clock, ControlConfig, ControlNic, CoreLink, HandshakeOptions, LogLevel, LogRecord, LogSink, PortChoice, RailOptions,
 };
 pub use error::{ControlError, DialError, NotifyError, OpenError, PublishError, StartError};
-pub use handle::{Control, Incident, Notification, RailReport, RailState, RemoteSegment};
+pub use handle::{Control, Incident, Notification, RailReport, RailState, RemoteSegment, Story};
 pub use metadata::{MetadataUri, StoreOptions};
 pub use start::start;

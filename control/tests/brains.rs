@@ -10,15 +10,16 @@ use std::time::SystemTime;
 use moonrail_control::brain::{
     Action, Answer, Brain, BrainConfig, BrainNic, Call, CallId, ConnId, Event, StoreOp, Token,
 };
-use moonrail_control::connect::NicFacts;
+use moonrail_control::connect::{Job, JobKind, NicFacts};
 use moonrail_control::gid;
 use moonrail_control::metadata::{KeySpace, PriorityMatrix, RpcMeta, StoreError};
 use moonrail_control::wire::{Frame, Incarnation};
 use moonrail_control::{ControlNic, DialError, LogRecord, RailOptions, RailReport, RailState};
-use moonrail_datapath::core::{Core, CoreConfig, CoreCounters, CoreEvent, Doorbell, Inbox, Outbox};
+use moonrail_datapath::core::{Command, Core, CoreConfig, CoreCounters, CoreEvent, Doorbell, Inbox, Outbox};
 use moonrail_datapath::nic::sim::{SimNicId, SimOptions, SimWorld};
+use moonrail_datapath::nic::{AsyncEvent, PostHalf};
 use moonrail_datapath::random::Random;
-use moonrail_datapath::units::{CoreId, Nanos, NicId};
+use moonrail_datapath::units::{CoreId, Nanos, NicId, PortNum};
 
 const MS: u64 = 1_000_000;
 
@@ -72,6 +73,15 @@ struct Net {
     requests: u64,
     /// Members taken out of every message, so that each side takes the other for an engine that does not know them.
     without: &'static [&'static str],
+    /// The node whose device takes its time to move queue pairs to ERR and to destroy them, and what it has not done yet.
+    slow: Option<usize>,
+    waiting: Vec<Job>,
+    /// The node whose core takes no queue pairs: `false` keeps them to itself, `true` gives them back at once.
+    full: Option<(usize, bool)>,
+    kept: Vec<PostHalf>,
+    adoptions: usize,
+    /// Puts of keys with this in them fail.
+    refused: Option<&'static str>,
 }
 
 impl Net {
@@ -89,6 +99,12 @@ impl Net {
             with_store,
             requests: 0,
             without: &[],
+            slow: None,
+            waiting: Vec::new(),
+            full: None,
+            kept: Vec::new(),
+            adoptions: 0,
+            refused: None,
         }
     }
 
@@ -228,6 +244,9 @@ impl Net {
                     StoreOp::Put(key, _) if key.contains("rpc_meta") && self.store.contains_key(&key) => {
                         Err(StoreError::DuplicateRpcMeta { key })
                     }
+                    StoreOp::Put(key, _) if self.refused.is_some_and(|part| key.contains(part)) => {
+                        Err(StoreError::TooLarge { key, limit: 0 })
+                    }
                     StoreOp::Put(key, value) => Ok(self.store.insert(key, value).and(None)),
                     StoreOp::Delete(key) => Ok(self.store.remove(&key).and(None)),
                 };
@@ -235,6 +254,21 @@ impl Net {
                 self.later(at, node, Event::Stored { token, result });
             }
             Action::Watch { .. } => {}
+            Action::Run(job)
+                if self.slow == Some(node) && matches!(job.kind, JobKind::Fail { .. } | JobKind::Destroy(_)) =>
+            {
+                self.waiting.push(job);
+            }
+            Action::Core { command: Command::Adopt { rail, qp }, .. } if self.full.is_some_and(|(n, _)| n == node) => {
+                self.adoptions += 1;
+                let qp = qp.into_post_half();
+                if self.full == Some((node, true)) {
+                    let event = CoreEvent::Drained { key: rail.key, qp, flushed: 0, needs_fence: false };
+                    self.later(self.now.plus(Nanos(MS)), node, Event::Core { core: CoreId(0), event });
+                } else {
+                    self.kept.push(qp);
+                }
+            }
             Action::Run(job) => {
                 let done = job.run(&self.nodes[node].nics);
                 let at = self.now.plus(Nanos(self.random.draw() % (3 * MS)));
@@ -357,6 +391,10 @@ impl Net {
     fn run_up_to(&mut self, ms: u64) {
         let span = self.random.draw() % (ms * MS);
         self.run(Nanos(span));
+    }
+
+    fn log_has(&self, node: usize, text: &str) -> bool {
+        self.nodes[node].log.iter().any(|record| record.text.contains(text))
     }
 
     /// Steps until `condition`, at most `span`.
@@ -670,4 +708,103 @@ fn a_name_that_a_dead_node_left_behind_is_taken_over_and_a_live_one_is_not() {
     let Answer::Begun(Err(error)) = &net.nodes[c].answers[&CallId(1)] else { panic!() };
     assert!(error.to_string().contains("another node runs with this name"), "{error}");
     assert_eq!(net.store["mooncake/rpc_meta/10.0.0.3:15000"], live.encode(), "left alone");
+}
+
+#[test]
+fn fresh_queue_pairs_are_no_proof_before_the_former_ones_are_in_err() {
+    for seed in 0..seeds(10) {
+        let (mut net, a, b) = two_by_two(seed);
+        net.open(a, b);
+        net.check_whole(a, b, 4, Nanos::from_secs(2));
+        net.slow = Some(b);
+        // A loses its rails and connects anew; B has not moved its ends of them to ERR yet.
+        for at in 0..2 {
+            let nic = NicId(at);
+            net.event(a, Event::Nic { nic, event: AsyncEvent::PortError(PortNum(1)) });
+            net.event(a, Event::Nic { nic, event: AsyncEvent::PortActive(PortNum(1)) });
+        }
+        net.until(Nanos::from_millis(700), |net| {
+            let rails = net.rails(a);
+            assert!(rails.iter().all(|r| r.lives == 1 && r.unfenced == 1), "seed {seed} at {:?}: {rails:#?}", net.now);
+            false
+        });
+        assert!(!net.waiting.is_empty(), "B was asked");
+        net.slow = None;
+        for job in std::mem::take(&mut net.waiting) {
+            net.act(b, Action::Run(job));
+        }
+        net.check_whole(a, b, 4, Nanos::from_secs(10));
+        net.run(Nanos::from_millis(100));
+        assert_eq!(net.world.ledger().queue_pairs, 16, "seed {seed}: nothing leaks");
+    }
+}
+
+#[test]
+fn a_core_without_room_makes_no_storm_of_handshakes() {
+    let (mut net, a, b) = two_by_two(2);
+    net.full = Some((a, true));
+    net.open(a, b);
+    net.run(Nanos::from_secs(4));
+    // Two queue pairs a time, four rails, waits that double from 10 ms to 1 s.
+    assert!((8..=2 * 4 * 14).contains(&net.adoptions), "{} in 4 s", net.adoptions);
+    net.full = None;
+    net.open(a, b);
+    net.check_whole(a, b, 4, Nanos::from_secs(10));
+}
+
+#[test]
+fn a_trial_that_never_comes_back_is_not_waited_for_for_ever() {
+    let (mut net, a, b) = two_by_two(4);
+    net.full = Some((a, false));
+    net.open(a, b);
+    net.run(Nanos::from_secs(12));
+    assert!(net.log_has(a, "trial has not come back"), "{:#?}", net.nodes[a].log);
+}
+
+#[test]
+fn notifications_nobody_takes_are_bounded_by_bytes_too() {
+    let mut net = Net::new(6, false);
+    let a = net.add(1, 1, RailOptions::default());
+    let body = moonrail_control::wire::Notify { name: "n".into(), message: "x".repeat(1 << 20) }.encode();
+    for conn in 0..64 {
+        let frame = Frame::typed(moonrail_control::wire::MessageType::Notify, body.clone());
+        net.event(a, Event::Request { conn: ConnId(1000 + conn), frame });
+    }
+    let take = |net: &mut Net| {
+        let id = net.call(a, Call::Notifications);
+        let Answer::Notifications(taken) = &net.nodes[a].answers[&id] else { panic!() };
+        taken.len()
+    };
+    assert_eq!(take(&mut net), 15, "of 16 MiB, each with its name");
+    let frame = Frame::typed(moonrail_control::wire::MessageType::Notify, body);
+    net.event(a, Event::Request { conn: ConnId(1), frame });
+    assert_eq!(take(&mut net), 1, "there is room again");
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_key_behind() {
+    for part in ["ram/", "rpc_meta"] {
+        let mut net = Net::new(7, true);
+        net.refused = Some(part);
+        let a = net.add(1, 1, RailOptions::default());
+        net.run(Nanos::from_millis(20));
+        assert!(matches!(net.nodes[a].answers[&CallId(1)], Answer::Begun(Err(_))), "{part}");
+        net.call(a, Call::Shutdown);
+        assert!(net.until(Nanos::from_secs(2), |net| net.nodes[a].exited));
+        assert!(net.store.is_empty(), "{part}: {:?}", net.store.keys());
+    }
+    // A put that is still on its way at the end does not come after the deletion.
+    for seed in 0..seeds(20) {
+        let mut net = Net::new(seed, true);
+        net.weather.delay = Nanos(5 * MS);
+        let a = net.add(1, 1, RailOptions::default());
+        net.run_up_to(12);
+        if seed % 2 == 0 {
+            net.call(a, Call::Publish(Vec::new()));
+        }
+        net.call(a, Call::Shutdown);
+        assert!(net.until(Nanos::from_secs(2), |net| net.nodes[a].exited));
+        net.run(Nanos::from_millis(50));
+        assert!(net.store.is_empty(), "seed {seed}: {:?}", net.store.keys());
+    }
 }

@@ -1,11 +1,12 @@
 //! What callers ask and wait for. Each is answered once, by its deadline at the latest.
 
-use moonrail_datapath::units::{Nanos, PeerId};
+use moonrail_datapath::units::{Nanos, PeerId, RailId};
 
 use super::event::{Action, Answer, Call, CallId};
 use super::{BeginError, Brain, Caller, Kind, Timer};
+use crate::config::LogLevel;
 use crate::error::{ControlError, NotifyError, OpenError, PublishError};
-use crate::handle::RailReport;
+use crate::handle::{RailReport, Story};
 use crate::metadata::keys::segment_name;
 
 impl Brain {
@@ -23,6 +24,7 @@ impl Brain {
             Call::Notify { .. } | Call::Probe(_) => self.message(id, &call, until),
             Call::Notifications => {
                 let taken = self.notifications.drain(..).collect();
+                self.notification_bytes = 0;
                 self.answer(id, Answer::Notifications(taken));
             }
             Call::Rails => {
@@ -37,9 +39,13 @@ impl Brain {
                 let why = self.by_name.get(segment_name(&segment)).and_then(|peer| self.why(*peer));
                 self.answer(id, Answer::Why(why));
             }
+            Call::Story { segment, rail } => {
+                let story = self.story(&segment, rail);
+                self.answer(id, Answer::Story(story));
+            }
             Call::Shutdown => {
                 self.wait(id, until, Kind::Shutdown);
-                self.stop();
+                self.stop(until);
             }
         }
     }
@@ -48,6 +54,22 @@ impl Brain {
         let peer = self.peer(peer);
         let usable = peer.rails.iter().any(|rail| self.rails[*rail].is_proven());
         if usable { None } else { peer.cause.clone() }
+    }
+
+    fn story(&self, segment: &str, rail: Option<RailId>) -> Story {
+        let peer = self.by_name.get(segment_name(segment)).copied();
+        let mut rails = peer.iter().flat_map(|peer| &self.peer(*peer).rails);
+        let trouble = || rails.find_map(|rail| self.rails[*rail].trouble.clone());
+        let name = |rail: &super::Rail| {
+            let theirs = &self.peer(rail.peer).nics[usize::from(rail.peer_nic.0)];
+            (self.nics[usize::from(rail.nic.0)].name.clone(), theirs.clone())
+        };
+        let told = rail.and_then(|rail| self.incidents.iter().rev().find(|i| i.rail == rail));
+        Story {
+            nics: rail.and_then(|rail| self.rails.get(rail.0 as usize)).map(name),
+            incident: told.map(|incident| incident.cause.clone()),
+            trouble: peer.and_then(|peer| self.why(peer)).or_else(trouble),
+        }
     }
 
     fn rail_reports(&self) -> Vec<RailReport> {
@@ -116,6 +138,11 @@ impl Brain {
             }
             Kind::Shutdown => {
                 // The cores or a device hold something. The caller's time is over: what is left is given up.
+                let left = self.unstopped();
+                self.log(
+                    LogLevel::Warning,
+                    format!("not everything could be given back in time, and is given up: {left}"),
+                );
                 self.out.push(Action::Exit);
                 Answer::Stopped
             }
@@ -135,6 +162,7 @@ fn gone(call: &Call) -> Answer {
         Call::Rails => Answer::Rails(Vec::new()),
         Call::Incidents => Answer::Incidents(Vec::new()),
         Call::Why(_) => Answer::Why(None),
+        Call::Story { .. } => Answer::Story(Story::default()),
         Call::Shutdown => Answer::Stopped,
     }
 }

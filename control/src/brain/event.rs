@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use moonrail_datapath::core::port::{Command, CoreEvent};
 use moonrail_datapath::nic::AsyncEvent;
-use moonrail_datapath::units::{CoreId, Nanos, NicId};
+use moonrail_datapath::units::{CoreId, Nanos, NicId, RailId};
 
 use crate::config::LogRecord;
 use crate::connect::{Job, JobDone};
 use crate::error::{ControlError, DialError, NotifyError, OpenError, PublishError};
-use crate::handle::{Incident, Notification, RailReport, RemoteSegment};
+use crate::handle::{Incident, Notification, RailReport, RemoteSegment, Story};
 use crate::metadata::{BufferEntry, StoreError};
 use crate::wire::Frame;
 
@@ -121,6 +121,13 @@ pub enum Call {
     Incidents,
     /// Say why there is no rail.
     Why(String),
+    /// Say what is known to whoever puts a failure into words.
+    Story {
+        /// The peer's segment.
+        segment: String,
+        /// The rail on which it happened.
+        rail: Option<RailId>,
+    },
     /// End everything.
     Shutdown,
 }
@@ -144,6 +151,8 @@ pub enum Answer {
     Incidents(Vec<Incident>),
     /// To [`Call::Why`].
     Why(Option<String>),
+    /// To [`Call::Story`].
+    Story(Story),
     /// To [`Call::Shutdown`]: everything is given back. [`Action::Exit`] follows.
     Stopped,
 }

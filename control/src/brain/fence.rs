@@ -38,7 +38,7 @@ impl Brain {
         let state = &self.rails[rail];
         let waits =
             |life: &&OldLife| life.needs_fence && !life.proof && life.is_drained() && life.incarnation.is_some();
-        if self.stopping || state.fence.on_its_way || state.fence.not_before > self.now {
+        if state.fence.on_its_way || state.fence.not_before > self.now {
             return;
         }
         let Some(life) = state.old.iter().find(waits) else { return };

@@ -30,6 +30,9 @@ const SETTLED: Nanos = Nanos::from_secs(10);
 /// Lives that need no fence are kept this long before their queue pairs are destroyed without proof, so that their
 /// numbers do not come back under a late packet.
 const UNPROVEN_FOR: Nanos = Nanos::from_secs(60);
+/// How long what is on its way may take to arrive when everything ends. Cut off, a WRITE could land late, and the memory it
+/// comes from and goes to could not be let go without the peer's word.
+const STOP_GRACE: Nanos = Nanos::from_secs(1);
 /// Such lives kept per rail.
 const UNPROVEN_MAX: usize = 8;
 
@@ -189,7 +192,7 @@ impl Brain {
 
     /// Takes the present life from the core. It becomes an old one.
     fn retire(&mut self, rail: usize) {
-        let Life { key, ours, theirs, admins, proven, .. } =
+        let Life { key, ours, theirs, admins, proven, posts, needs_fence, .. } =
             match std::mem::replace(&mut self.rails[rail].end, End::Down) {
                 End::Whole(life) => life,
                 end => {
@@ -217,10 +220,10 @@ impl Brain {
             peer_qpns: theirs.qpns,
             admins: Vec::new(),
             failing: Some(failing),
-            posts: Vec::new(),
+            posts,
             overdue: Vec::new(),
             gone: 0,
-            needs_fence: false,
+            needs_fence,
             // A loop has no other end than ours.
             proof: state.peer_path == own_path,
             since: self.now,
@@ -247,6 +250,7 @@ impl Brain {
         self.bury(rail);
         self.answer_fences(rail);
         self.ask_fence(rail);
+        self.serve(rail);
         self.attempt(rail);
     }
 
@@ -255,9 +259,14 @@ impl Brain {
     }
 
     fn drained(&mut self, key: RailKey, qp: PostHalf, flushed: u32, needs_fence: bool) {
-        if self.living(key).is_some() {
-            // The core gives it back unasked: it is stopping.
-            self.retire(key.rail.0 as usize);
+        if let Some(rail) = self.living(key) {
+            // The core gives it back unasked.
+            if self.stopping {
+                return self.returned(rail, qp, needs_fence);
+            }
+            let text = "the core gave the queue pairs back unused, it has no place for more: give the engine more cores, \
+                        or fewer peers";
+            self.lose(rail, text);
         }
         let Some(life) = self.old_life(key) else {
             self.run(NicId(0), JobKind::Discard(Box::new(qp)), Pending::Destroy);
@@ -276,6 +285,16 @@ impl Brain {
         self.attempt(rail);
         if self.stopping {
             self.maybe_stopped();
+        }
+    }
+
+    /// A core that stops lets what is on its way arrive. When it has given back all of a life, nothing of it is.
+    fn returned(&mut self, rail: usize, qp: PostHalf, needs_fence: bool) {
+        let End::Whole(life) = &mut self.rails[rail].end else { return };
+        life.posts.push(qp);
+        life.needs_fence |= needs_fence;
+        if life.posts.len() >= life.admins.len() {
+            self.retire(rail);
         }
     }
 
@@ -504,25 +523,47 @@ impl Brain {
 
     // ---- the end of everything ----
 
-    pub(super) fn stop(&mut self) {
+    pub(super) fn stop(&mut self, until: Nanos) {
         if self.stopping {
             return self.maybe_stopped();
         }
         self.stopping = true;
+        let grace = STOP_GRACE.min(Nanos(until.since(self.now).0 / 4));
+        self.at(self.now.plus(grace), Timer::Stop);
         self.refuse_waiting();
         self.withdraw_keys();
         for core in 0..self.config.cores {
             self.command(CoreId(core), Command::Stop);
         }
         for rail in 0..self.rails.len() {
-            let questions = std::mem::take(&mut self.rails[rail].questions);
-            for inbound in std::mem::take(&mut self.rails[rail].requests).into_iter().chain(questions) {
+            for inbound in std::mem::take(&mut self.rails[rail].requests) {
                 self.out.push(Action::Close { conn: inbound.conn });
             }
-            self.retire(rail);
             self.drop_end(rail);
         }
         self.maybe_stopped();
+    }
+
+    /// The time of grace is over: what has not arrived by now is cut off.
+    pub(super) fn stop_now(&mut self) {
+        for rail in 0..self.rails.len() {
+            self.retire(rail);
+        }
+        self.maybe_stopped();
+    }
+
+    /// What keeps this node from stopping, for people.
+    pub(super) fn unstopped(&self) -> String {
+        let whole = |rail: &&super::rail::Rail| matches!(rail.end, End::Whole(_));
+        let undrained = |rail: &&super::rail::Rail| rail.is_busy() || !rail.old.iter().all(OldLife::is_drained);
+        format!(
+            "{} data cores, {} rails in use, {} rails not drained, {} device jobs, {} metadata operations",
+            self.cores_left,
+            self.rails.iter().filter(whole).count(),
+            self.rails.iter().filter(undrained).count(),
+            self.running.len(),
+            self.own.withdrawals()
+        )
     }
 
     /// When the cores have stopped, every queue pair is back and our keys are gone, nothing is left to do.
@@ -530,7 +571,8 @@ impl Brain {
         if !self.stopping || self.cores_left > 0 || !self.own.is_withdrawn() {
             return;
         }
-        let drained = self.rails.iter().all(|rail| rail.old.iter().all(OldLife::is_drained) && !rail.is_busy());
+        let over = |rail: &super::rail::Rail| !rail.is_busy() && !matches!(rail.end, End::Whole(_));
+        let drained = self.rails.iter().all(|rail| rail.old.iter().all(OldLife::is_drained) && over(rail));
         if !drained {
             return;
         }

@@ -54,6 +54,8 @@ use rail::Rail;
 pub const INCIDENTS: usize = 256;
 /// Notifications kept until the application takes them; more are refused.
 pub const NOTIFICATIONS: usize = 4096;
+/// Bytes of them, likewise.
+pub const NOTIFICATION_BYTES: usize = 16 << 20;
 
 /// What a brain is told when it is made.
 #[derive(Clone, Debug)]
@@ -162,6 +164,7 @@ enum Timer {
     Job(Token),
     Nic(u16),
     Own,
+    Stop,
 }
 
 /// A job that runs, for the log line when it takes too long.
@@ -196,6 +199,7 @@ pub struct Brain {
     incidents: VecDeque<Incident>,
     incident_count: u64,
     notifications: VecDeque<Notification>,
+    notification_bytes: usize,
     stopping: bool,
     cores_left: u16,
 }
@@ -224,6 +228,7 @@ impl Brain {
             incidents: VecDeque::new(),
             incident_count: 0,
             notifications: VecDeque::new(),
+            notification_bytes: 0,
             stopping: false,
             cores_left: config.cores,
             config,
@@ -274,6 +279,7 @@ impl Brain {
                 Timer::Call(id) => self.call_due(id),
                 Timer::Nic(nic) => self.nic_due(NicId(nic)),
                 Timer::Own => self.own_due(),
+                Timer::Stop => self.stop_now(),
                 Timer::Job(token) => {
                     if let Some(job) = self.running.get(&token) {
                         let device =
@@ -355,6 +361,8 @@ impl Brain {
             Some(Pending::Dropped(rail)) => {
                 self.rails[rail].dying -= 1;
                 self.answer_fences(rail);
+                self.serve(rail);
+                self.attempt(rail);
             }
             _ => {}
         }

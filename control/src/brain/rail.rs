@@ -106,8 +106,14 @@ pub(super) struct Life {
     pub(super) theirs: PeerEnd,
     pub(super) mtu: Mtu,
     pub(super) admins: Vec<AdminHalf>,
+    /// When the core got it.
+    pub(super) since: Nanos,
     /// When its trial came back.
     pub(super) proven: Option<Nanos>,
+    /// What a core that stops gave back of it.
+    pub(super) posts: Vec<PostHalf>,
+    /// One of those had WRITEs outstanding when it failed.
+    pub(super) needs_fence: bool,
 }
 
 /// A life that is over: its queue pairs on their way from the core to their end.
@@ -143,7 +149,7 @@ pub(super) struct OldLife {
 impl OldLife {
     /// Whether nothing is outstanding on any of its queue pairs, and we have all that is left of them.
     pub(super) fn is_drained(&self) -> bool {
-        self.failing.is_none() && self.overdue.is_empty() && self.posts.len() + self.gone == self.qps
+        self.failing.is_none() && self.overdue.is_empty() && self.posts.len() + self.gone >= self.qps
     }
 }
 
@@ -151,6 +157,12 @@ impl Rail {
     /// Whether a job has the queue pairs of the present end.
     pub(super) fn is_busy(&self) -> bool {
         matches!(self.end, End::Making(_) | End::Connecting { .. })
+    }
+
+    /// Whether queue pairs that the peer may be connected to are still on their way to ERR, or to be destroyed. As long as
+    /// one is, no others are made: those would tell the peer that nothing of its former life can land here any more.
+    pub(super) fn is_ending(&self) -> bool {
+        self.dying > 0 || self.old.iter().any(|life| life.failing.is_some())
     }
 
     /// How far it is, for the judges. Not to be asked while busy.

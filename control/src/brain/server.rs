@@ -3,7 +3,7 @@
 
 use super::event::{Action, ConnId};
 use super::rail::Inbound;
-use super::{Brain, NOTIFICATIONS};
+use super::{Brain, NOTIFICATION_BYTES, NOTIFICATIONS};
 use crate::handle::Notification;
 use crate::metadata::peer as p2p;
 use crate::wire::notify::{NULL_REPLY, PROBE_REPLY};
@@ -11,12 +11,14 @@ use crate::wire::{Frame, Hello, MessageType, NicPath, NicPathError, Notify, Noti
 
 impl Brain {
     pub(super) fn request(&mut self, conn: ConnId, frame: Frame) {
-        if self.stopping {
+        // Peers that ask for proof are answered to the last: nobody else can give it.
+        if self.stopping && frame.kind != MessageType::Connection {
             self.out.push(Action::Close { conn });
             return;
         }
         match frame.kind {
             MessageType::Connection => match Hello::parse(&frame.body) {
+                Ok(hello) if self.stopping && !is_fence_question(&hello) => self.out.push(Action::Close { conn }),
                 Ok(hello) => self.hello(Inbound { conn, frame, hello, looked_up: false }),
                 Err(_) => self.out.push(Action::Close { conn }),
             },
@@ -30,7 +32,9 @@ impl Brain {
             }
             MessageType::Notify => match Notify::parse(&frame.body) {
                 Ok(Notify { name, message }) => {
-                    let reply = if self.notifications.len() < NOTIFICATIONS {
+                    let bytes = self.notification_bytes + name.len() + message.len();
+                    let reply = if self.notifications.len() < NOTIFICATIONS && bytes <= NOTIFICATION_BYTES {
+                        self.notification_bytes = bytes;
                         self.notifications.push_back(Notification { name, message });
                         NotifyReply::Accepted
                     } else {
@@ -46,7 +50,7 @@ impl Brain {
 
     /// A hello: find the rail it is about.
     fn hello(&mut self, inbound: Inbound) {
-        if !inbound.hello.extra.fence_qpns.is_empty() && inbound.hello.qp_num.is_empty() {
+        if is_fence_question(&inbound.hello) {
             return self.fence_asked(inbound);
         }
         match self.rail_of(&inbound.hello) {
@@ -127,6 +131,10 @@ impl Brain {
         let rail = &self.rails[rail];
         rejection::endpoint_unavailable(&self.nics[usize::from(rail.nic.0)].name, &rail.peer_path)
     }
+}
+
+fn is_fence_question(hello: &Hello) -> bool {
+    !hello.extra.fence_qpns.is_empty() && hello.qp_num.is_empty()
 }
 
 /// What is quoted back to a stranger is cut: it may be a megabyte.

@@ -31,6 +31,9 @@ const FULL_MESH: usize = 4;
 const READY_WITHIN: Nanos = Nanos::from_secs(10);
 /// How long its half-made rail is kept if we do not want it ourselves. A peer that is not ready does not use it either.
 const READY_AT_ALL: Nanos = Nanos::from_secs(30);
+/// How long a core may take for a rail's trial: longer than a device retries a request. No answer at all, not even an error,
+/// is a completion queue that tells nothing any more.
+const TRIAL_WITHIN: Nanos = Nanos::from_secs(10);
 /// How long after work last waited for a peer its rails go on being tried.
 const WANTED_FOR: Nanos = Nanos::from_secs(30);
 
@@ -159,6 +162,7 @@ impl Brain {
         let ready = matches!(state.end, End::Down)
             && state.asked.is_none()
             && self.nics[usize::from(state.nic.0)].is_up()
+            && state.dying == 0
             && state.old.iter().all(super::rail::OldLife::is_drained)
             && state.retry_at.is_none_or(|at| at <= self.now);
         if !ready || self.stopping || !self.is_wanted(rail) {
@@ -431,7 +435,7 @@ impl Brain {
                 self.judge_reply(rail, &ours, result);
                 continue;
             }
-            if self.rails[rail].looking {
+            if self.rails[rail].looking || self.rails[rail].is_ending() {
                 return;
             }
             let Some(mut inbound) = self.rails[rail].requests.pop_front() else { return };
@@ -489,12 +493,21 @@ impl Brain {
             responder::Step::Join(theirs) => self.connect(rail, theirs, Then::Answer(Box::new(inbound))),
             responder::Step::Fresh(theirs) => {
                 self.drop_end(rail);
-                self.make(rail, Some((inbound, theirs)));
+                self.make_for(rail, inbound, theirs);
             }
             responder::Step::Replace(theirs) => {
                 self.replace(rail);
-                self.make(rail, Some((inbound, theirs)));
+                self.make_for(rail, inbound, theirs);
             }
+        }
+    }
+
+    /// Makes queue pairs for a peer's request, once what it replaces has ended: our reply is the peer's proof of that.
+    fn make_for(&mut self, rail: usize, inbound: Inbound, theirs: PeerEnd) {
+        if self.rails[rail].is_ending() {
+            self.rails[rail].requests.push_front(inbound);
+        } else {
+            self.make(rail, Some((inbound, theirs)));
         }
     }
 
@@ -553,7 +566,19 @@ impl Brain {
         let state = &mut self.rails[rail];
         state.lives += 1;
         state.retry_at = None;
-        state.end = End::Whole(Life { key, ours, theirs, mtu, admins, proven: None });
+        let life = Life {
+            key,
+            ours,
+            theirs,
+            mtu,
+            admins,
+            since: self.now,
+            proven: None,
+            posts: Vec::new(),
+            needs_fence: false,
+        };
+        state.end = End::Whole(life);
+        self.at(self.now.plus(TRIAL_WITHIN), Timer::Rail(rail));
         // It made fresh queue pairs for this pair of NICs and said that they are ready: what it had before is retired.
         self.prove(rail);
     }
@@ -570,7 +595,11 @@ impl Brain {
     pub(super) fn drop_end(&mut self, rail: usize) {
         let nic = self.rails[rail].nic;
         let unused = match std::mem::replace(&mut self.rails[rail].end, End::Down) {
-            End::Asking { qps, .. } => Unused { fresh: qps, ..Unused::default() },
+            // In RESET: whatever the peer connected to them, they accept nothing.
+            End::Asking { qps, .. } => {
+                self.run(nic, JobKind::Destroy(Unused { fresh: qps, ..Unused::default() }), Pending::Destroy);
+                return;
+            }
             End::Half { halves, .. } => Unused { connected: halves, ..Unused::default() },
             // A job has them, or the core: the one to end will find the rail as it is then.
             end => {
@@ -606,6 +635,12 @@ impl Brain {
             } else {
                 self.at(since.plus(if waited < READY_WITHIN { READY_WITHIN } else { READY_AT_ALL }), Timer::Rail(rail));
             }
+        }
+        if let End::Whole(life) = &self.rails[rail].end
+            && life.proven.is_none()
+            && self.now.since(life.since) >= TRIAL_WITHIN
+        {
+            self.lose(rail, "the rail's trial has not come back, not even as an error; see `dmesg` for the device");
         }
         self.expire_old(rail);
         self.ask_fence(rail);
