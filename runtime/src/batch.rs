@@ -23,6 +23,9 @@ use crate::segment::Segment;
 const SPIN: Duration = Duration::from_micros(120);
 /// How long after the batch's own deadline an `.await` goes on: the cores look once a millisecond, and drain.
 const GRACE: Duration = Duration::from_secs(1);
+/// How long control may take to tell what it knows of a failure: to a thread that waits, and to one that must not.
+const PATIENCE: Duration = Duration::from_millis(500);
+const AT_ONCE: Duration = Duration::from_millis(10);
 
 /// One READ or WRITE of a contiguous range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -187,21 +190,22 @@ impl Batch {
     /// it is not over.
     pub fn wait(&self, for_at_most: Duration) -> Result<(), WaitError> {
         let started = Instant::now();
+        let until = after(started, for_at_most);
         let completion = &self.inner.flight.completion;
         while !completion.is_done() {
             let waited = started.elapsed();
             if waited >= for_at_most {
-                return Err(self.inner.not_over());
+                return Err(self.inner.not_over(PATIENCE));
             }
             if waited < SPIN {
                 for _ in 0..32 {
                     std::hint::spin_loop();
                 }
-            } else if !completion.sleep(started + for_at_most) {
-                return Err(self.inner.not_over());
+            } else if !completion.sleep(until) {
+                return Err(self.inner.not_over(PATIENCE));
             }
         }
-        self.inner.outcome()
+        self.inner.outcome(PATIENCE)
     }
 
     /// The state of one transfer; `None` beyond the last.
@@ -221,7 +225,7 @@ impl Batch {
 
     /// The first transfer that failed, in words, with its first cause. May be there before the batch is over.
     pub fn first_error(&self) -> Option<TransferError> {
-        self.inner.first_error()
+        self.inner.first_error(PATIENCE)
     }
 
     /// Time since submission, or from submission to the moment the end was first seen.
@@ -246,7 +250,8 @@ impl fmt::Debug for Batch {
 }
 
 /// `batch.await`, or `(&mut batch).await` to ask it for details afterwards. Ends with the batch; if that is not over a
-/// second after its deadline, with [`WaitError::DeadlineExceeded`]. Needs no particular runtime.
+/// second after its deadline, or when the engine has ended, with [`WaitError::DeadlineExceeded`]. Needs no particular
+/// runtime.
 impl Future for Batch {
     type Output = Result<(), WaitError>;
 
@@ -257,17 +262,17 @@ impl Future for Batch {
             flight.completion.register(context.waker());
             let bound = flight.limit + GRACE;
             if !flight.completion.is_done() {
-                if Instant::now() >= bound {
-                    return Poll::Ready(Err(this.inner.not_over()));
-                }
-                if !this.timed {
-                    this.timed = true;
-                    flight.shared.watch.wake_at(bound, &flight.completion);
+                // With the engine ended nothing will change any more, and nobody would wake us.
+                let watch = &flight.shared.watch;
+                let watched = if this.timed { !watch.is_stopped() } else { watch.wake_at(bound, &flight.completion) };
+                this.timed = true;
+                if Instant::now() >= bound || !watched {
+                    return Poll::Ready(Err(this.inner.not_over(AT_ONCE)));
                 }
                 return Poll::Pending;
             }
         }
-        Poll::Ready(this.inner.outcome())
+        Poll::Ready(this.inner.outcome(AT_ONCE))
     }
 }
 
@@ -301,11 +306,11 @@ impl Inner {
     }
 
     /// Called when the batch is over.
-    fn outcome(&self) -> Result<(), WaitError> {
+    fn outcome(&self, patience: Duration) -> Result<(), WaitError> {
         if self.status() == BatchStatus::Done {
             return Ok(());
         }
-        match self.first_error() {
+        match self.first_error(patience) {
             Some(error) => Err(WaitError::Failed(Box::new(error))),
             None => Ok(()),
         }
@@ -319,16 +324,16 @@ impl Inner {
         }
     }
 
-    fn first_error(&self) -> Option<TransferError> {
+    fn first_error(&self, patience: Duration) -> Option<TransferError> {
         let held: Vec<Arc<Work>> = match &*self.works() {
             Works::Over(_, error) => return error.as_deref().cloned(),
             Works::Held(works) => works.clone(),
         };
-        self.describe(&held)
+        self.describe(&held, patience)
     }
 
     /// Lets go of the memory of a batch that is over, keeping what is told of it.
-    pub(crate) fn retire(&self) {
+    pub(crate) fn retire(&self, patience: Duration) {
         if !self.flight.completion.is_done() {
             return;
         }
@@ -336,35 +341,38 @@ impl Inner {
             Works::Over(..) => return,
             Works::Held(works) => works.clone(),
         };
-        let error = self.describe(&held).map(Box::new);
+        let error = self.describe(&held, patience).map(Box::new);
         let states = self.flight.places.iter().map(|place| state_of(&held, place)).collect();
         *self.works() = Works::Over(states, error);
     }
 
     fn cancel(&self) {
-        if let Works::Held(works) = &*self.works() {
-            for work in works {
-                work.abandon(SliceError::of(Cause::Cancelled));
-            }
+        let held = match &*self.works() {
+            Works::Over(..) => return,
+            Works::Held(works) => works.clone(),
+        };
+        // Without the lock: who is woken by this may ask us at once.
+        for work in &held {
+            work.abandon(SliceError::of(Cause::Cancelled));
         }
     }
 
     /// The first transfer that failed. What the Work met on the way is told only with a failure: a slice that came back
     /// and arrived by another rail is no error of the batch.
-    fn describe(&self, works: &[Arc<Work>]) -> Option<TransferError> {
+    fn describe(&self, works: &[Arc<Work>], patience: Duration) -> Option<TransferError> {
         self.flight.places.iter().enumerate().find_map(|(index, place)| {
             let (number, slot) = place.work?;
             let work = works.get(number as usize)?;
             match work.transfers().get(slot as usize)?.status() {
                 TransferStatus::Failed(error) => {
-                    Some(self.flight.shared.put_into_words(index, place.transfer, work, error))
+                    Some(self.flight.shared.put_into_words(index, place.transfer, work, error, patience))
                 }
                 _ => None,
             }
         })
     }
 
-    fn not_over(&self) -> WaitError {
+    fn not_over(&self, patience: Duration) -> WaitError {
         let works = match &*self.works() {
             Works::Held(works) => works.clone(),
             Works::Over(..) => Vec::new(),
@@ -381,10 +389,16 @@ impl Inner {
             }
             (count, None) => format!("{count} of {} transfers have not ended", self.flight.places.len()),
         };
-        let seen = self.first_error().map(|error| error.to_string());
-        let cause = seen.or_else(|| self.flight.shared.trouble_with(peer?));
+        let seen = self.first_error(patience).map(|error| error.to_string());
+        let cause = seen.or_else(|| self.flight.shared.trouble_with(peer?, patience));
         WaitError::DeadlineExceeded { what, since: self.flight.submitted.elapsed(), cause }
     }
+}
+
+/// A point in time from a span of the caller's, which may be as long as it likes.
+pub(crate) fn after(start: Instant, span: Duration) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    start + span.min(CENTURY)
 }
 
 fn has_failed(work: &Work) -> bool {

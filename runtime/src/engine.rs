@@ -14,7 +14,7 @@ use moonrail_datapath::nic::Nic;
 use moonrail_datapath::region::Memory;
 use moonrail_datapath::units::{Gid, GidIndex, Lid, Mtu, PortNum};
 
-use crate::batch::{Batch, BatchBuilder, Transfer};
+use crate::batch::{Batch, BatchBuilder, Transfer, after};
 use crate::builder::EngineBuilder;
 use crate::config::Settings;
 use crate::error::{NotifyError, RegisterError, SegmentError, SubmitError, UnregisterError};
@@ -452,7 +452,7 @@ impl Engine {
         if self.ended.swap(true, Ordering::AcqRel) {
             return true;
         }
-        let until = Instant::now() + within;
+        let until = after(Instant::now(), within);
         let shared = &self.shared;
         shared.registry_mut().stopped = true;
         drop(self.metrics.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -466,7 +466,9 @@ impl Engine {
             }
         }
         shared.watch.stop();
-        for entry in shared.registry_mut().take_all() {
+        // Taken first: the registry is not locked while we wait, so that submitters are told and not held up.
+        let entries = shared.registry_mut().take_all();
+        for entry in entries {
             if !shared.quiet(&entry.registered, last) {
                 let (addr, len) = (entry.region.addr(), entry.region.len());
                 shared.log.line(

@@ -15,6 +15,8 @@ use crate::batch::Inner;
 const SHARDS: usize = 16;
 /// A list is cleaned when it has grown to twice what was left last time, at least this.
 const CLEAN_AT: usize = 64;
+/// How long control may take to tell what it knows of the failure of one of many batches.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
 struct Shard {
@@ -45,15 +47,15 @@ impl Live {
         shard.batches.push(Arc::downgrade(batch));
     }
 
-    /// Makes every batch that is over let go of its memory.
-    pub(crate) fn retire_finished(&self) {
+    /// Makes every batch that is over let go of its memory. What control knows of failures is asked until `until`.
+    pub(crate) fn retire_finished(&self, until: Instant) {
         for shard in &self.shards {
             let batches: Vec<_> = {
                 let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
                 shard.batches.iter().filter_map(Weak::upgrade).collect()
             };
             for batch in batches {
-                batch.retire();
+                batch.retire(until.saturating_duration_since(Instant::now()).min(PATIENCE));
             }
         }
     }
@@ -96,19 +98,28 @@ impl Ord for Timed {
 }
 
 impl Watch {
-    /// Wakes whoever waits for `completion`, at `at` or a little later, once.
-    pub(crate) fn wake_at(self: &Arc<Self>, at: Instant, completion: &Arc<Completion>) {
+    /// Wakes whoever waits for `completion`, at `at` or a little later, once, or at the stop. `false`: that is over.
+    pub(crate) fn wake_at(self: &Arc<Self>, at: Instant, completion: &Arc<Completion>) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.stopped {
+            return false;
+        }
         if state.at.len() >= CLEAN_AT && state.at.len() == state.at.capacity() {
             state.at.retain(|timed| timed.0.completion.strong_count() > 0);
         }
         state.at.push(Reverse(Timed { at, completion: Arc::downgrade(completion) }));
-        if !state.running && !state.stopped {
+        if !state.running {
             let watch = self.clone();
             // Without a thread left in the system an `.await` is bounded by the batch's own deadline only.
             state.running = std::thread::Builder::new().name("mr-watch".into()).spawn(move || watch.run()).is_ok();
         }
         self.changed.notify_one();
+        true
+    }
+
+    /// Whether nobody is woken any more.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).stopped
     }
 
     /// Ends the thread; everybody who waits is woken.

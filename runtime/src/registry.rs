@@ -149,7 +149,9 @@ impl Shared {
         let published = self.publish();
         if let Err(source) = published {
             // Between the two a submission may have taken it; its Work keeps it registered until it ends.
-            let _ = self.registry_mut().remove(region.addr());
+            // Deregistering may take long: it happens without the lock.
+            let removed = self.registry_mut().remove(region.addr());
+            drop(removed);
             self.take_back();
             return Err(RegisterError::Publish { source: Box::new(source) });
         }
@@ -173,9 +175,15 @@ impl Shared {
                 registry.leaving.remove(index)
             } else {
                 let entry = registry.remove(addr).ok_or(UnregisterError::NotRegistered { addr })?;
+                // Nobody registers the range anew while it may have to come back.
+                registry.pending.push(entry.extent());
                 drop(registry);
-                if let Err(source) = self.publish() {
-                    self.registry_mut().insert(entry);
+                let published = self.publish();
+                let mut registry = self.registry_mut();
+                registry.pending.retain(|pending| pending.addr != addr);
+                if let Err(source) = published {
+                    registry.insert(entry);
+                    drop(registry);
                     self.take_back();
                     return Err(UnregisterError::Publish { source: Box::new(source) });
                 }
@@ -199,7 +207,7 @@ impl Shared {
     pub(crate) fn quiet(&self, registered: &Arc<Registered>, until: Instant) -> bool {
         let mut pause = Duration::from_micros(20);
         loop {
-            self.live.retire_finished();
+            self.live.retire_finished(until);
             if Arc::strong_count(registered) == 1 {
                 return true;
             }

@@ -92,7 +92,7 @@ impl Segment {
     /// See [`crate::NotifyError`].
     pub fn probe(&self, within: Duration) -> Result<Duration, crate::NotifyError> {
         let name = &self.inner.name;
-        let answer = self.inner.shared.control.probe(name, Instant::now() + within);
+        let answer = self.inner.shared.control.probe(name, crate::batch::after(Instant::now(), within));
         answer.map_err(|source| crate::NotifyError::send(name, source))
     }
 

@@ -12,13 +12,13 @@ use moonrail_datapath::transfer::RemoteBuffers;
 use moonrail_datapath::units::{Nanos, RemoteAddr};
 use moonrail_datapath::work::{Completion, Work, WorkParts};
 
-use crate::batch::{Batch, Flight, Place, Transfer};
+use crate::batch::{Batch, Flight, Place, Transfer, after};
 use crate::engine::Shared;
 use crate::error::SubmitError;
 use crate::registry::{Registry, chunk_at};
 use crate::segment::Segment;
 
-/// How long a batch of several Works waits for room after its first one was taken.
+/// How long a batch of several Works waits for room after its first one was taken, in all.
 const ROOM_WITHIN: Duration = Duration::from_millis(10);
 
 /// Transfers that share a direction, a peer's descriptor and a local region.
@@ -112,11 +112,15 @@ impl Shared {
         let until = (self.clock)().plus(Nanos::from_duration(span));
         let completion = Completion::new(groups.len() as u32);
         let works = groups.into_iter().map(|group| self.work(group, until, &completion)).collect::<Vec<_>>();
+        let mut room_until = None;
         for (number, work) in works.iter().enumerate() {
-            self.enqueue(work, number > 0)?;
+            self.enqueue(work, (number > 0).then_some(&mut room_until))?;
         }
         drop(registry);
-        Ok(Batch::new(Flight { shared: self.clone(), completion, places, submitted, limit: submitted + span }, works))
+        Ok(Batch::new(
+            Flight { shared: self.clone(), completion, places, submitted, limit: after(submitted, span) },
+            works,
+        ))
     }
 
     /// Cuts one transfer into the group it belongs to; returns its place there.
@@ -183,15 +187,14 @@ impl Shared {
     }
 
     /// Puts a Work into the cores' rings. The first one of a batch is refused where a ring is full; for a later one room
-    /// is waited for, and if none comes it ends as cancelled: what was taken before cannot be taken back.
-    fn enqueue(&self, work: &Arc<Work>, others_before: bool) -> Result<(), SubmitError> {
+    /// is waited for, until `room_until` of the whole batch (the registry is locked meanwhile), and if none comes it ends as
+    /// cancelled: what was taken before cannot be taken back.
+    fn enqueue(&self, work: &Arc<Work>, room_until: Option<&mut Option<Instant>>) -> Result<(), SubmitError> {
         if dispatch(work.clone(), &self.inboxes).is_ok() {
             return Ok(());
         }
-        if !others_before {
-            return Err(SubmitError::Busy);
-        }
-        let until = Instant::now() + ROOM_WITHIN;
+        let Some(room_until) = room_until else { return Err(SubmitError::Busy) };
+        let until = *room_until.get_or_insert_with(|| Instant::now() + ROOM_WITHIN);
         while Instant::now() < until {
             std::thread::yield_now();
             if dispatch(work.clone(), &self.inboxes).is_ok() {

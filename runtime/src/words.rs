@@ -1,5 +1,7 @@
 //! A slice's failure, 64 bits from a core, put into words with what control knows.
 
+use std::time::Duration;
+
 use moonrail_datapath::error::{Cause, SliceError};
 use moonrail_datapath::nic::WcStatus;
 use moonrail_datapath::work::Work;
@@ -9,12 +11,14 @@ use crate::engine::Shared;
 use crate::error::TransferError;
 
 impl Shared {
+    /// `patience`: how long control may take to tell what it knows.
     pub(crate) fn put_into_words(
         &self,
         index: usize,
         transfer: Transfer,
         work: &Work,
         error: SliceError,
+        patience: Duration,
     ) -> TransferError {
         let segment = work.remote().peer.name().to_owned();
         // The end may only say that time was over or no rail was left; what went wrong first says why.
@@ -24,13 +28,10 @@ impl Shared {
             _ => error,
         };
         let rail = told.rail.or(error.rail);
-        let rails = self.control.rails();
-        let names = rail
-            .and_then(|rail| rails.iter().find(|r| r.rail == rail).map(|r| (r.local_nic.clone(), r.peer_nic.clone())));
-        let incident = rail.and_then(|rail| self.control.incidents().into_iter().rev().find(|i| i.rail == rail));
+        let story = self.control.story(&segment, rail, patience);
         let detail = match error.cause {
             Cause::Cancelled | Cause::Shutdown | Cause::BadRequest => None,
-            _ => incident.map(|incident| incident.cause).or_else(|| self.trouble_with(&segment)),
+            _ => story.incident.or(story.trouble),
         };
         TransferError {
             index,
@@ -42,16 +43,15 @@ impl Shared {
             cause: error.cause,
             status: status_text(told),
             vendor: told.vendor,
-            rail: names,
+            rail: story.nics,
             detail,
             advice: advice(error.cause, told),
         }
     }
 
     /// What control knows to be wrong between us and a peer.
-    pub(crate) fn trouble_with(&self, peer: &str) -> Option<String> {
-        let rail = || self.control.rails().into_iter().filter(|rail| rail.peer == peer).find_map(|rail| rail.trouble);
-        self.control.why(peer).or_else(rail)
+    pub(crate) fn trouble_with(&self, peer: &str, patience: Duration) -> Option<String> {
+        self.control.story(peer, None, patience).trouble
     }
 }
 

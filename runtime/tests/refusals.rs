@@ -228,3 +228,89 @@ fn unknown_names_and_wrong_options_are_told() {
 fn one_nic() -> Vec<Arc<dyn moonrail::Nic>> {
     nics(&SimWorld::real_time(1, SimOptions::default()), 1, 1).0
 }
+
+#[test]
+fn spans_beyond_the_clock_are_only_long() {
+    let p = pair(1, 1, SimOptions::default());
+    let near = p.a.allocate(1 << 16, "*").unwrap();
+    let far = p.b.allocate(1 << 16, "*").unwrap();
+    let segment = p.a.open_segment("b").unwrap();
+    let read = Transfer::read_into(&near, 0, far.addr(), 1 << 16);
+    p.a.batch().add(&segment, read).deadline(Duration::MAX).submit().unwrap().wait(Duration::MAX).unwrap();
+    let mut batch = p.a.batch().add(&segment, read).deadline(Duration::MAX).submit().unwrap();
+    block_on(&mut batch).unwrap();
+    assert!(segment.probe(Duration::MAX).is_ok());
+    assert!(p.a.shutdown(Duration::MAX));
+}
+
+#[test]
+fn an_engine_that_ends_lets_writes_on_their_way_arrive() {
+    let options = SimOptions { bytes_per_second: 20_000_000, ..SimOptions::default() };
+    for nics in [1, 2] {
+        let p = pair(nics, 1, options);
+        let near = p.a.allocate(16 << 20, "*").unwrap();
+        let far = p.b.allocate(16 << 20, "*").unwrap();
+        let segment = p.a.open_segment("b").unwrap();
+        let write = Transfer::write_from(&near, 0, far.addr(), 16 << 20);
+        let batch = p.a.submit(&segment, &[write]).unwrap();
+        while batch.bytes() == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let started = Instant::now();
+        assert!(p.a.shutdown(LONG), "{:#?}", p.log.lock().unwrap());
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+        assert_eq!(batch.poll(), BatchStatus::Failed, "cut short, and over");
+    }
+}
+
+#[test]
+fn awaiting_ends_with_the_engine_even_where_the_batch_does_not() {
+    let p = pair(1, 1, SimOptions { bytes_per_second: 1_000, ..SimOptions::default() });
+    let near = p.a.allocate(1 << 20, "*").unwrap();
+    let far = p.b.allocate(1 << 20, "*").unwrap();
+    let segment = p.a.open_segment("b").unwrap();
+    while segment.ready_cores() == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let write = Transfer::write_from(&near, 0, far.addr(), 1 << 20);
+    let batch = p.a.batch().add(&segment, write).deadline(Duration::from_secs(3600)).submit().unwrap();
+    let (say, hear) = std::sync::mpsc::channel();
+    std::thread::spawn(move || say.send(block_on(batch).is_err()));
+    std::thread::sleep(Duration::from_millis(100));
+    // Its requests are out, and there is no time to wait for them.
+    p.a.shutdown(Duration::from_millis(10));
+    assert_eq!(hear.recv_timeout(LONG / 2), Ok(true));
+}
+
+#[test]
+fn the_words_of_a_failure_do_not_hold_up_an_executor() {
+    let world = SimWorld::real_time(11, SimOptions::default());
+    let uri = cluster();
+    // A log that hangs hangs the control thread, which would know more words.
+    let (hang, hung) = std::sync::mpsc::channel::<()>();
+    let hung = std::sync::Mutex::new(hung);
+    let sink = move |_: moonrail::Level, line: &str| {
+        if line.contains("incident") {
+            let _ = hung.lock().unwrap().recv_timeout(LONG);
+        }
+    };
+    let log = Arc::default();
+    let (a_open, a_nics) = nics(&world, 1, 1);
+    let a = builder(&log).log(sink).name("a").metadata(&uri).nics_from(a_open).cores(1).build().unwrap();
+    let b = builder(&log).name("b").metadata(&uri).nics_from(nics(&world, 2, 1).0).cores(1).build().unwrap();
+    let near = a.allocate(1 << 16, "*").unwrap();
+    let far = b.allocate(1 << 16, "*").unwrap();
+    let segment = a.open_segment("b").unwrap();
+    let read = Transfer::read_into(&near, 0, far.addr(), 1 << 16);
+    a.submit(&segment, &[read]).unwrap().wait(LONG).unwrap();
+    world.set_link(a_nics[0], false);
+    std::thread::sleep(Duration::from_millis(200));
+    let batch = a.batch().add(&segment, read).deadline(Duration::from_millis(50)).submit().unwrap();
+    while batch.poll() == BatchStatus::Waiting {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let started = Instant::now();
+    let error = block_on(batch).unwrap_err();
+    assert!(started.elapsed() < Duration::from_millis(500), "{:?}: {error}", started.elapsed());
+    drop(hang);
+}
