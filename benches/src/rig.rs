@@ -14,7 +14,7 @@ use moonrail_datapath::limits::SQ_DEPTH;
 use moonrail_datapath::nic::{Access, AdminHalf, InitAttr, Nic, QpCaps, RtrAttr, RtsAttr};
 use moonrail_datapath::region::{Chunk, ChunkKeys, Memory, Region};
 use moonrail_datapath::slice::Extent;
-use moonrail_datapath::transfer::{Peer, RemoteBuffer, RemoteBuffers};
+use moonrail_datapath::transfer::{Peer, RemoteBuffer, RemoteBuffers, Route};
 use moonrail_datapath::units::{
     CoreId, Gid, GidIndex, Lid, Mtu, Nanos, NicId, PeerId, PeerNicId, PortNum, RailId, Rkey, RqPsn, SqPsn,
 };
@@ -67,9 +67,10 @@ impl Rig {
         let buffer = RemoteBuffer {
             extent: Extent { addr: 1 << 40, len: bytes as u64 },
             rkeys: Box::new([Some(Rkey(1))]),
+            open: false,
             location: "*".into(),
         };
-        let remote = Arc::new(RemoteBuffers::new(peer.clone(), vec![buffer]));
+        let remote = Arc::new(RemoteBuffers::new(peer.clone(), Route::any(), vec![buffer]));
 
         let doorbell = Arc::new(Doorbell::new()?);
         let inboxes: Arc<[Arc<Inbox>]> = vec![Inbox::new(CoreId(0))?].into();

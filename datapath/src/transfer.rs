@@ -1,8 +1,9 @@
 //! A transfer and the peer memory it reaches: checked at the edge, trusted after.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use crate::nic::Fabric;
 use crate::slice::Extent;
 use crate::units::{CoreId, PeerId, PeerNicId, Rkey};
 
@@ -47,13 +48,45 @@ impl Peer {
     }
 }
 
+/// Which fabrics may carry what goes to one segment: written by control as it chooses, read for every slice.
+#[derive(Debug)]
+pub struct Route(AtomicU8);
+
+impl Route {
+    /// Over any of `fabrics` (a set of [`Fabric::bit`]s).
+    pub fn new(fabrics: u8) -> Arc<Self> {
+        Arc::new(Self(AtomicU8::new(fabrics)))
+    }
+
+    /// Over whatever there is.
+    pub fn any() -> Arc<Self> {
+        Self::new(u8::MAX)
+    }
+
+    /// Control only: from now on over these.
+    pub fn set(&self, fabrics: u8) {
+        self.0.store(fabrics, Ordering::Relaxed);
+    }
+
+    /// The fabrics allowed now. 0: none can be used, and what waits for one ends.
+    pub fn fabrics(&self) -> u8 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn allows(&self, fabric: Fabric) -> bool {
+        self.fabrics() & fabric.bit() != 0
+    }
+}
+
 /// One buffer a peer published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemoteBuffer {
     /// Address and length in the peer.
     pub extent: Extent,
-    /// By [`PeerNicId`]; `None` where the peer's NIC did not register it. Empty: not reachable from outside.
+    /// By [`PeerNicId`]; `None` where the peer's NIC did not register it. Empty: not reachable by RDMA.
     pub rkeys: Box<[Option<Rkey>]>,
+    /// Whether the peer serves it to whoever dials.
+    pub open: bool,
     /// The peer's name for the place: `cpu:0`, …
     pub location: String,
 }
@@ -63,15 +96,17 @@ pub struct RemoteBuffer {
 pub struct RemoteBuffers {
     /// Whose.
     pub peer: Arc<Peer>,
+    /// Over what it may be reached.
+    pub route: Arc<Route>,
     /// Sorted by address, without overlap.
     pub buffers: Box<[RemoteBuffer]>,
 }
 
 impl RemoteBuffers {
-    /// Sorts and keeps the buffers of `peer`.
-    pub fn new(peer: Arc<Peer>, mut buffers: Vec<RemoteBuffer>) -> Self {
+    /// Sorts and keeps the buffers of `peer`, to be reached over `route`.
+    pub fn new(peer: Arc<Peer>, route: Arc<Route>, mut buffers: Vec<RemoteBuffer>) -> Self {
         buffers.sort_by_key(|b| b.extent.addr);
-        Self { peer, buffers: buffers.into_boxed_slice() }
+        Self { peer, route, buffers: buffers.into_boxed_slice() }
     }
 
     /// Place and extent of the buffer that holds `addr`, for [`crate::slice::tile`].
@@ -81,8 +116,13 @@ impl RemoteBuffers {
         (addr - extent.addr < extent.len).then_some((index as u32, extent))
     }
 
-    /// The key of buffer `index` on a NIC of the peer.
+    /// The key of buffer `index` on a NIC of the peer; `None` where that NIC cannot, or may not, carry it.
     pub fn rkey(&self, index: u32, nic: PeerNicId) -> Option<Rkey> {
-        *self.buffers.get(index as usize)?.rkeys.get(usize::from(nic.0))?
+        let buffer = self.buffers.get(index as usize)?;
+        match nic {
+            PeerNicId::SHM => (buffer.open && self.route.allows(Fabric::Shm)).then_some(Rkey(0)),
+            PeerNicId::TCP => (buffer.open && self.route.allows(Fabric::Tcp)).then_some(Rkey(0)),
+            nic => (*buffer.rkeys.get(usize::from(nic.0))?).filter(|_| self.route.allows(Fabric::Rdma)),
+        }
     }
 }

@@ -56,6 +56,12 @@ number! {
     /// A peer's NIC: its place in that peer's list, fixed by the peer's NIC *name* for as long as we know the peer.
     PeerNicId(u16)
 }
+impl PeerNicId {
+    /// The far end of a rail over shared memory. Like [`PeerNicId::TCP`] it is no NIC of the peer's list, and has no keys.
+    pub const SHM: Self = Self(u16::MAX);
+    /// The far end of a rail over TCP.
+    pub const TCP: Self = Self(u16::MAX - 1);
+}
 number! {
     /// A peer (one segment name), as control numbers them from 0. Never used again for another peer.
     PeerId(u32)

@@ -441,7 +441,7 @@ mod tests {
     use super::*;
     use crate::error::Cause;
     use crate::region::{Chunk, Memory};
-    use crate::transfer::Peer;
+    use crate::transfer::{Peer, Route};
     use crate::units::{PeerId, RemoteAddr};
 
     fn work(slices: u32) -> Arc<Work> {
@@ -454,7 +454,7 @@ mod tests {
             slices: (0..slices).map(slice).collect(),
             transfers: vec![u64::from(slices.div_ceil(2)) * 8, u64::from(slices / 2) * 8],
             local,
-            remote: Arc::new(RemoteBuffers::new(Peer::new(PeerId(0), "p".into()), vec![])),
+            remote: Arc::new(RemoteBuffers::new(Peer::new(PeerId(0), "p".into()), Route::any(), vec![])),
             deadline: Nanos::FAR,
             cores: 2,
             retries: 2,

@@ -11,7 +11,7 @@ use moonrail_datapath::nic::sim::SimOptions;
 use moonrail_datapath::nic::{Op, WcStatus};
 use moonrail_datapath::region::{Chunk, Region};
 use moonrail_datapath::slice::Extent;
-use moonrail_datapath::transfer::{RemoteBuffer, RemoteBuffers};
+use moonrail_datapath::transfer::{RemoteBuffer, RemoteBuffers, Route};
 use moonrail_datapath::units::{Nanos, PeerId};
 use moonrail_datapath::work::TransferStatus;
 
@@ -245,10 +245,11 @@ fn a_slice_that_no_rail_has_a_key_for_fails_and_its_neighbours_do_not() {
     let piece = |index: u64, rkeys: Box<[_]>| RemoteBuffer {
         extent: Extent { addr: whole.extent.addr + index * LEN, len: LEN },
         rkeys,
+        open: false,
         location: whole.location.clone(),
     };
     let buffers = (0..8).map(|i| piece(i, if i == 2 { Box::new([None]) } else { whole.rkeys.clone() })).collect();
-    let remote = Arc::new(RemoteBuffers::new(rig.peer.clone(), buffers));
+    let remote = Arc::new(RemoteBuffers::new(rig.peer.clone(), Route::any(), buffers));
     assert!(rig.run_until(SECOND, |r| r.peer.routes() == 1));
     let work = rig.work(Op::Write, &local, &remote, &(0..8).map(|i| (i * LEN, i * LEN, LEN)).collect::<Vec<_>>());
     rig.submit(&work);

@@ -16,7 +16,7 @@ use moonrail_datapath::nic::{
 };
 use moonrail_datapath::region::{Chunk, Memory, Region};
 use moonrail_datapath::slice::{Extent, Slice};
-use moonrail_datapath::transfer::{Peer, RemoteBuffer, RemoteBuffers};
+use moonrail_datapath::transfer::{Peer, RemoteBuffer, RemoteBuffers, Route};
 use moonrail_datapath::units::{
     CoreId, Gid, GidIndex, Lid, Lkey, Mtu, Nanos, NicId, PeerId, PeerNicId, PortNum, Qpn, RailId, RemoteAddr, Rkey,
     RqPsn, SqPsn,
@@ -214,6 +214,7 @@ impl Bench {
         let buffer = RemoteBuffer {
             extent: Extent { addr: 0, len: 4096 },
             rkeys: Box::new([Some(Rkey(2))]),
+            open: false,
             location: "cpu:0".into(),
         };
         let slice =
@@ -223,7 +224,7 @@ impl Bench {
             slices: (0..slices).map(slice).collect(),
             transfers: vec![64; slices as usize],
             local: Arc::new(Region::new(memory.clone(), vec![chunk], "*".into(), false)),
-            remote: Arc::new(RemoteBuffers::new(self.peer.clone(), vec![buffer])),
+            remote: Arc::new(RemoteBuffers::new(self.peer.clone(), Route::any(), vec![buffer])),
             deadline: Nanos::FAR,
             cores: 1,
             retries: 9,

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use moonrail_datapath::slice::Extent;
-use moonrail_datapath::transfer::{Peer, RemoteBuffer, RemoteBuffers};
+use moonrail_datapath::transfer::{Peer, RemoteBuffer, RemoteBuffers, Route};
 use moonrail_datapath::units::{Gid, Lid, Nanos, PeerId, PeerNicId, Rkey};
 
 use super::event::{Action, Answer, Call, CallId, StoreOp, Token};
@@ -488,10 +488,11 @@ fn remote_buffers(
         buffers.push(RemoteBuffer {
             extent: Extent { addr, len: entry_end - addr },
             rkeys: rkeys.into_boxed_slice(),
+            open: false,
             location: entry.name.clone(),
         });
     }
-    RemoteBuffers::new(peer.clone(), buffers)
+    RemoteBuffers::new(peer.clone(), Route::any(), buffers)
 }
 
 /// Whether a published NIC can be connected to at all.

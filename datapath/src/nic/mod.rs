@@ -4,6 +4,7 @@
 //! from control's pool. A core's half ([`CompletionQueue`], [`PostQp`]) never blocks; exactly one core owns it.
 //! Dispatch is dynamic and happens once per chain and once per NIC and turn, never per slice.
 
+pub mod dial;
 pub mod qp;
 pub mod sim;
 pub mod verbs;
@@ -12,10 +13,12 @@ use std::any::Any;
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::region::Memory;
 use crate::units::{Gid, GidIndex, Lid, Lkey, Mtu, PortNum, Qpn, RemoteAddr, Rkey, WrId};
 
+pub use dial::{DialError, Fabric, Offer, Target, TcpVersion};
 pub use qp::{AdminHalf, ConnectedQp, InitAttr, ModifyError, PostHalf, Qp, RtrAttr, RtsAttr};
 
 /// Link layer of a port (ibv_port_attr.link_layer).
@@ -185,6 +188,26 @@ pub struct CqHandle(pub Arc<dyn Any + Send + Sync>);
 pub trait Nic: Send + Sync {
     /// Name of the device, as it stands in the priority matrix and in NIC paths.
     fn name(&self) -> &str;
+    /// What carries its bytes. [`Fabric::Rdma`]: queue pairs are made on both ends by the handshake; otherwise they
+    /// are dialled.
+    fn fabric(&self) -> Fabric {
+        Fabric::Rdma
+    }
+    /// What a peer has to know to dial this NIC; published with our segment. `None` where nobody can.
+    fn offer(&self) -> Option<Offer> {
+        None
+    }
+    /// Connects to a peer that serves this fabric, without the peer's control thread: a queue pair that is ready to
+    /// send. Blocks until `until` at the latest.
+    fn dial(
+        &self,
+        _cq: &CqHandle,
+        _caps: QpCaps,
+        _to: &Target,
+        _until: Instant,
+    ) -> Result<(ConnectedQp, AdminHalf), DialError> {
+        Err(DialError::Unsupported { nic: self.name().to_owned() })
+    }
     /// The port all queue pairs of this NIC use.
     fn port_num(&self) -> PortNum;
     /// Limits and place of the device, read when it was opened.
@@ -358,6 +381,11 @@ pub trait PostQp: Send {
     fn max_inline(&self) -> u32;
     /// Posts `chain` in order with one doorbell.
     fn post(&mut self, chain: &[WorkRequest]) -> Posted;
+    /// Whether the last completion proves that nothing of this queue pair can land at the peer any more, however its
+    /// requests ended. Not so on RDMA: a packet may be late (docs/architecture.md, the life of an error).
+    fn drains_clean(&self) -> bool {
+        false
+    }
 }
 
 /// Control's half of a connected queue pair. Calls may block.

@@ -151,9 +151,14 @@ impl Qp<Rts> {
     /// Parts the queue pair: the connected half for a core, the other for control.
     pub fn split(self) -> (ConnectedQp, AdminHalf) {
         let (post, admin) = self.raw.split();
-        let ring = InFlightRing::new(post.depth());
-        (ConnectedQp(PostHalf { post, ring }), AdminHalf(admin))
+        connected(post, admin)
     }
+}
+
+/// The two halves of a queue pair that is ready to send: one in RTS, or one that a NIC connected by dialling.
+pub fn connected(post: Box<dyn PostQp>, admin: Box<dyn AdminQp>) -> (ConnectedQp, AdminHalf) {
+    let ring = InFlightRing::new(post.depth());
+    (ConnectedQp(PostHalf { post, ring }), AdminHalf(admin))
 }
 
 /// A queue pair in RTS that no core has used yet: the only thing a core adopts.

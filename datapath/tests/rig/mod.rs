@@ -14,7 +14,7 @@ use moonrail_datapath::nic::{
 };
 use moonrail_datapath::region::{Chunk, Memory, Region};
 use moonrail_datapath::slice::{Extent, Slice, SliceRule, find_extent, tile};
-use moonrail_datapath::transfer::{Peer, RemoteBuffer, RemoteBuffers};
+use moonrail_datapath::transfer::{Peer, RemoteBuffer, RemoteBuffers, Route};
 use moonrail_datapath::units::{
     CoreId, Gid, GidIndex, Lid, Mtu, Nanos, NicId, PeerId, PeerNicId, PortNum, RailId, RemoteAddr, RqPsn, SqPsn,
 };
@@ -215,9 +215,10 @@ impl Rig {
         let buffer = |c: &Chunk| RemoteBuffer {
             extent: Extent { addr: c.addr, len: c.len },
             rkeys: c.keys.iter().map(|k| k.as_ref().map(|k| k.rkey)).collect(),
+            open: true,
             location: region.location().into(),
         };
-        Arc::new(RemoteBuffers::new(self.peer.clone(), region.chunks().iter().map(buffer).collect()))
+        Arc::new(RemoteBuffers::new(self.peer.clone(), Route::any(), region.chunks().iter().map(buffer).collect()))
     }
 
     /// A Work of one transfer per (local offset, remote offset, length).
