@@ -7,6 +7,7 @@ use moonrail_datapath::core::port::{Doorbell, Inbox, Outbox};
 use moonrail_datapath::nic::{CqHandle, Nic};
 use moonrail_datapath::units::{Mtu, Nanos};
 
+use crate::fabric::FabricPolicy;
 use crate::gid::GidChoice;
 use crate::metadata::{MetadataUri, PriorityMatrix, StoreOptions};
 
@@ -60,6 +61,8 @@ pub struct ControlConfig {
     pub handshake: HandshakeOptions,
     /// The rails.
     pub rails: RailOptions,
+    /// What may carry transfers, unless a segment is opened with a policy of its own.
+    pub fabrics: FabricPolicy,
     /// The engine's clock.
     pub clock: Clock,
     /// Where log lines go.
@@ -71,8 +74,8 @@ pub struct ControlConfig {
 pub struct ControlNic {
     /// The device.
     pub nic: Arc<dyn Nic>,
-    /// Its GID. The value is what counts; the index is looked up again before every connection.
-    pub gid: GidChoice,
+    /// Its GID. The value is what counts; the index is looked up again before every connection. `None`: it is dialled.
+    pub gid: Option<GidChoice>,
     /// By core: the completion queue on which that core polls this NIC; `None` where it does not.
     pub cqs: Vec<Option<CqHandle>>,
 }
@@ -140,6 +143,10 @@ impl Default for HandshakeOptions {
 pub struct RailOptions {
     /// Queue pairs per rail (`MC_NUM_QP_PER_EP`), 1 to [`moonrail_datapath::limits::QPS_PER_RAIL_MAX`].
     pub qps_per_rail: usize,
+    /// Connections per TCP rail (`MC_TCP_LANES_PER_PEER`), in the same range.
+    pub tcp_lanes: usize,
+    /// Use version 1 of the TCP data protocol towards stock peers (`MC_TCP_PROTO`).
+    pub tcp_v1: bool,
     /// Largest path MTU used (`MC_MTU`).
     pub mtu_max: Mtu,
     /// Index in the partition table (`MC_PKEY_INDEX`).
@@ -172,6 +179,8 @@ impl Default for RailOptions {
     fn default() -> Self {
         Self {
             qps_per_rail: 2,
+            tcp_lanes: 4,
+            tcp_v1: false,
             mtu_max: Mtu::B4096,
             pkey_index: 0,
             traffic_class: 0,

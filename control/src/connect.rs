@@ -6,10 +6,12 @@
 
 use std::any::Any;
 use std::io;
+use std::time::{Duration, Instant};
 
 use moonrail_datapath::nic::qp::{self, Reset, Step};
 use moonrail_datapath::nic::{
-    AdminHalf, ConnectedQp, GidKind, InitAttr, LinkLayer, Nic, PortState, PostHalf, Qp, QpCaps, RtrAttr, RtsAttr,
+    AdminHalf, ConnectedQp, DialError, GidKind, InitAttr, LinkLayer, Nic, PortState, PostHalf, Qp, QpCaps, RtrAttr,
+    RtsAttr, Target,
 };
 use moonrail_datapath::units::{CoreId, Gid, GidIndex, Lid, Mtu, NicId, Qpn, RqPsn, SqPsn};
 
@@ -42,6 +44,19 @@ pub enum JobKind {
         count: usize,
         /// Their depths.
         caps: QpCaps,
+    },
+    /// Dial a peer: queue pairs that need no handshake.
+    Dial {
+        /// The core whose completion queue they use.
+        core: CoreId,
+        /// How many.
+        count: usize,
+        /// Their depths.
+        caps: QpCaps,
+        /// Whom.
+        target: Target,
+        /// For all of them.
+        within: Duration,
     },
     /// Bring queue pairs from RESET to RTS and part them.
     Connect {
@@ -134,6 +149,8 @@ pub struct JobDone {
 pub enum Outcome {
     /// Of [`JobKind::Make`]. On failure none is left.
     Made(Result<Vec<Qp<Reset>>, DeviceError>),
+    /// Of [`JobKind::Dial`]. On failure none is left.
+    Dialled(Result<Vec<(ConnectedQp, AdminHalf)>, DialFailure>),
     /// Of [`JobKind::Connect`], in order. On failure all of them are destroyed.
     Connected(Result<Vec<(ConnectedQp, AdminHalf)>, Box<ConnectError>>),
     /// Of [`JobKind::Fail`]: every queue pair is in ERR, or its device is beyond saying so.
@@ -144,6 +161,15 @@ pub enum Outcome {
     Queried(Result<NicFacts, DeviceError>),
     /// The job panicked or could not run; what it held is lost, and the device with it.
     Lost,
+}
+
+/// A peer could not be dialled.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DialFailure {
+    /// Why, in words.
+    pub why: String,
+    /// Another try would end the same way, as long as the peer offers the same.
+    pub is_final: bool,
 }
 
 /// A device refused.
@@ -233,12 +259,30 @@ pub struct NicFacts {
     pub index: Option<GidIndex>,
 }
 
+impl NicFacts {
+    /// Of a NIC that is dialled: there is no port, and nothing to look at.
+    pub fn of_dialled() -> Self {
+        Self {
+            state: PortState::Active,
+            link_layer: LinkLayer::Ethernet,
+            lid: Lid(0),
+            active_mtu: Mtu::B4096,
+            gid: Gid([0; 16]),
+            kind: GidKind::Other(0),
+            index: None,
+        }
+    }
+}
+
 impl Job {
     /// Does it. May block for seconds; what blocks is the device.
     pub fn run(self, nics: &[ControlNic]) -> JobDone {
         let Self { token, nic, kind } = self;
         let outcome = match (nics.get(usize::from(nic.0)), kind) {
             (Some(nic), JobKind::Make { core, count, caps }) => Outcome::Made(make(nic, core, count, caps)),
+            (Some(nic), JobKind::Dial { core, count, caps, target, within }) => {
+                Outcome::Dialled(dial(nic, core, count, caps, &target, Instant::now() + within))
+            }
             (Some(nic), JobKind::Connect { qps, plan }) => Outcome::Connected(connect(nic.nic.as_ref(), qps, &plan)),
             (_, JobKind::Fail { mut admins }) => {
                 for admin in &mut admins {
@@ -279,6 +323,21 @@ fn make(nic: &ControlNic, core: CoreId, count: usize, caps: QpCaps) -> Result<Ve
         .map(|_| nic.nic.create_qp(cq, caps))
         .collect::<io::Result<_>>()
         .map_err(|e| DeviceError::new("creating a queue pair", nic.nic.as_ref(), &e))
+}
+
+fn dial(
+    nic: &ControlNic,
+    core: CoreId,
+    count: usize,
+    caps: QpCaps,
+    target: &Target,
+    until: Instant,
+) -> Result<Vec<(ConnectedQp, AdminHalf)>, DialFailure> {
+    let Some(Some(cq)) = nic.cqs.get(usize::from(core.0)) else {
+        return Err(DialFailure { why: "that core does not poll this fabric".to_owned(), is_final: true });
+    };
+    let failed = |error: DialError| DialFailure { is_final: error.is_final(), why: error.to_string() };
+    (0..count).map(|_| nic.nic.dial(cq, caps, target, until)).collect::<Result<_, _>>().map_err(failed)
 }
 
 fn connect(

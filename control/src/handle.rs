@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use moonrail_datapath::core::counters::RailCounters;
 use moonrail_datapath::core::port::Doorbell;
+use moonrail_datapath::nic::Fabric;
 use moonrail_datapath::transfer::RemoteBuffers;
 use moonrail_datapath::units::{CoreId, Mtu, Nanos, RailId};
 
@@ -13,6 +14,7 @@ use crate::brain::{Answer, BeginError, Call};
 use crate::config::Clock;
 use crate::driver::Question;
 use crate::error::{ControlError, NotifyError, OpenError, PublishError};
+use crate::fabric::FabricPolicy;
 use crate::metadata::{BufferEntry, RpcMeta, SegmentDescriptor};
 
 /// A peer's memory as its descriptor told. A newer descriptor is another value.
@@ -61,6 +63,8 @@ pub struct RailReport {
     pub local_nic: String,
     /// The peer's NIC.
     pub peer_nic: String,
+    /// What carries its bytes.
+    pub fabric: Fabric,
     /// The core that has it.
     pub core: CoreId,
     /// How often it was connected.
@@ -110,6 +114,17 @@ pub struct Incident {
     pub flushed: u32,
     /// Attempts to connect since.
     pub attempts: u32,
+}
+
+/// Over what transfers to a segment go that was opened with one policy.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Way {
+    /// What was asked for.
+    pub policy: FabricPolicy,
+    /// The fabric; `None`: none can be used.
+    pub fabric: Option<Fabric>,
+    /// Why it, and why nothing better; or why none.
+    pub why: String,
 }
 
 /// What control knows of a failure, for whoever puts it into words.
@@ -163,24 +178,41 @@ impl Control {
         &self.shared.rpc
     }
 
-    /// Looks `name` up, and begins to connect rails to it. Answers as soon as the descriptor is known.
+    /// Looks `name` up, and begins to connect rails to it. Answers as soon as the descriptor is known. `policy`: what may
+    /// carry its transfers; `None`: as this node is configured.
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub fn open_segment(&self, name: &str, until: Instant) -> Result<Arc<RemoteSegment>, OpenError> {
-        self.open(name, false, until)
+    pub fn open_segment(
+        &self,
+        name: &str,
+        policy: Option<FabricPolicy>,
+        until: Instant,
+    ) -> Result<Arc<RemoteSegment>, OpenError> {
+        self.open(name, false, policy, until)
     }
 
     /// Like [`Control::open_segment`], but never answers from the cache.
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub fn refresh_segment(&self, name: &str, until: Instant) -> Result<Arc<RemoteSegment>, OpenError> {
-        self.open(name, true, until)
+    pub fn refresh_segment(
+        &self,
+        name: &str,
+        policy: Option<FabricPolicy>,
+        until: Instant,
+    ) -> Result<Arc<RemoteSegment>, OpenError> {
+        self.open(name, true, policy, until)
     }
 
-    fn open(&self, name: &str, fresh: bool, until: Instant) -> Result<Arc<RemoteSegment>, OpenError> {
-        match self.ask("opening the segment", Call::Open { name: name.to_owned(), fresh }, until)? {
+    fn open(
+        &self,
+        name: &str,
+        fresh: bool,
+        policy: Option<FabricPolicy>,
+        until: Instant,
+    ) -> Result<Arc<RemoteSegment>, OpenError> {
+        match self.ask("opening the segment", Call::Open { name: name.to_owned(), fresh, policy }, until)? {
             Answer::Opened(result) => result,
             _ => Err(ControlError::Gone.into()),
         }
@@ -251,6 +283,14 @@ impl Control {
         match self.ask("the cause", Call::Why(segment.to_owned()), Instant::now() + AT_ONCE) {
             Ok(Answer::Why(why)) => why,
             _ => None,
+        }
+    }
+
+    /// Over what transfers to `segment` go, by policy, and why. Empty for a segment that was never opened.
+    pub fn ways(&self, segment: &str) -> Vec<Way> {
+        match self.ask("the ways", Call::Ways(segment.to_owned()), Instant::now() + AT_ONCE) {
+            Ok(Answer::Ways(ways)) => ways,
+            _ => Vec::new(),
         }
     }
 

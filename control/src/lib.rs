@@ -21,7 +21,7 @@
 //!
 //! The modules, in the order in which data meets them: [`config`] and `start` bring the thread up; `driver` has the
 //! sockets, `pool` what blocks, `handoff` the rings to the cores. [`wire`] and [`metadata`] parse what comes in
-//! ([`names`], [`gid`]: the small choices). [`brain`] decides, with the judgements of [`handshake`] and the patience of
+//! ([`names`], [`gid`], [`fabric`]: the small choices). [`brain`] decides, with the judgements of [`handshake`] and the patience of
 //! [`repair`]; [`connect`] does to devices what it decided. [`handle`] is what other crates hold, [`error`] what they get.
 
 pub mod brain;
@@ -29,6 +29,7 @@ pub mod config;
 pub mod connect;
 mod driver;
 pub mod error;
+pub mod fabric;
 pub mod gid;
 pub mod handle;
 mod handoff;
@@ -44,6 +45,7 @@ pub use config::{
     Clock, ControlConfig, ControlNic, CoreLink, HandshakeOptions, LogLevel, LogRecord, LogSink, PortChoice, RailOptions,
 };
 pub use error::{ControlError, DialError, NotifyError, OpenError, PublishError, StartError};
-pub use handle::{Control, Incident, Notification, RailReport, RailState, RemoteSegment, Story};
+pub use fabric::FabricPolicy;
+pub use handle::{Control, Incident, Notification, RailReport, RailState, RemoteSegment, Story, Way};
 pub use metadata::{MetadataUri, StoreOptions};
 pub use start::start;

@@ -83,7 +83,7 @@ impl Devices {
     pub(crate) fn of(&self, device: usize, kind: &JobKind) -> &Pool {
         match (self.pools.get(device), kind) {
             (None, _) | (_, JobKind::Discard(_)) => &self.rest,
-            (Some((making, _)), JobKind::Make { .. } | JobKind::Connect { .. }) => making,
+            (Some((making, _)), JobKind::Make { .. } | JobKind::Connect { .. } | JobKind::Dial { .. }) => making,
             (Some((_, ending)), JobKind::Fail { .. } | JobKind::Destroy(_) | JobKind::Query { .. }) => ending,
         }
     }

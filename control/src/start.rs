@@ -12,7 +12,7 @@ use moonrail_datapath::units::{CoreId, Nanos};
 
 use crate::brain::{BeginError, Brain, BrainConfig, BrainNic};
 use crate::config::{ControlConfig, LogLevel, LogRecord, PortChoice};
-use crate::connect::query;
+use crate::connect::{NicFacts, query};
 use crate::driver::{Driver, Parts};
 use crate::error::StartError;
 use crate::gid::GidReason;
@@ -50,6 +50,7 @@ pub fn start(config: ControlConfig) -> Result<Control, StartError> {
         cores: config.cores.len() as u16,
         matrix: config.matrix.clone(),
         rails: config.rails.clone(),
+        fabrics: config.fabrics,
         dial_timeout: span(config.handshake.connect_timeout).plus(span(config.handshake.reply_timeout)),
         store_timeout: span(config.store.deadline).plus(Nanos::from_secs(1)),
     });
@@ -109,6 +110,9 @@ fn check_options(config: &ControlConfig) -> Result<(), StartError> {
     if !(1..=QPS_PER_RAIL_MAX).contains(&rails.qps_per_rail) {
         return refuse("queue pairs per rail (MC_NUM_QP_PER_EP)", &format!("1 to {QPS_PER_RAIL_MAX}"));
     }
+    if !(1..=QPS_PER_RAIL_MAX).contains(&rails.tcp_lanes) {
+        return refuse("connections per TCP rail (MC_TCP_LANES_PER_PEER)", &format!("1 to {QPS_PER_RAIL_MAX}"));
+    }
     if rails.timeout > 31 || rails.retry_cnt > 7 || rails.service_level > 15 {
         return refuse("ACK timeout, transport retries, service level", "at most 31, 7 and 15");
     }
@@ -126,8 +130,16 @@ fn look_at_nics(config: &ControlConfig) -> Result<Vec<BrainNic>, StartError> {
     let mut inactive = None;
     for nic in &config.nics {
         let device = nic.nic.name().to_owned();
-        let fixed_gid = nic.gid.reason == GidReason::Fixed;
-        let facts = query(nic.nic.as_ref(), nic.gid.gid, nic.gid.kind, !fixed_gid)
+        let polls = nic.cqs.iter().enumerate().filter(|(_, cq)| cq.is_some()).map(|(core, _)| CoreId(core as u16));
+        let cores = polls.collect();
+        let (fabric, offer) = (nic.nic.fabric(), nic.nic.offer());
+        let Some(gid) = &nic.gid else {
+            let facts = NicFacts::of_dialled();
+            nics.push(BrainNic { name: device, fabric, offer, facts, fixed_gid: false, cores });
+            continue;
+        };
+        let fixed_gid = gid.reason == GidReason::Fixed;
+        let facts = query(nic.nic.as_ref(), gid.gid, gid.kind, !fixed_gid)
             .map_err(|error| StartError::Nic { device: device.clone(), source: std::io::Error::other(error) })?;
         if facts.gid.is_zero() && facts.lid.0 == 0 {
             return Err(StartError::ZeroGid { device });
@@ -135,8 +147,7 @@ fn look_at_nics(config: &ControlConfig) -> Result<Vec<BrainNic>, StartError> {
         if facts.state != PortState::Active {
             inactive.get_or_insert((device.clone(), nic.nic.port_num(), facts.state));
         }
-        let cores = nic.cqs.iter().enumerate().filter(|(_, cq)| cq.is_some()).map(|(core, _)| CoreId(core as u16));
-        nics.push(BrainNic { name: device, facts, fixed_gid, cores: cores.collect() });
+        nics.push(BrainNic { name: device, fabric, offer, facts, fixed_gid, cores });
     }
     // A NIC that is down may come up; none that is up is an error to be told at once.
     match inactive {

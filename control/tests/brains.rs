@@ -11,6 +11,7 @@ use moonrail_control::brain::{
     Action, Answer, Brain, BrainConfig, BrainNic, Call, CallId, ConnId, Event, StoreOp, Token,
 };
 use moonrail_control::connect::{Job, JobKind, NicFacts};
+use moonrail_control::fabric::FabricPolicy;
 use moonrail_control::gid;
 use moonrail_control::metadata::{KeySpace, PriorityMatrix, RpcMeta, StoreError};
 use moonrail_control::wire::{Frame, Incarnation};
@@ -144,8 +145,9 @@ impl Net {
                 kind: gid.kind,
                 index: Some(gid.index),
             };
-            brain_nics.push(BrainNic { name: nic.name().to_owned(), facts, fixed_gid: false, cores: vec![CoreId(0)] });
-            nics.push(ControlNic { nic, gid, cqs: vec![Some(handle)] });
+            let (name, cores) = (nic.name().to_owned(), vec![CoreId(0)]);
+            brain_nics.push(BrainNic { name, fabric: nic.fabric(), offer: None, facts, fixed_gid: false, cores });
+            nics.push(ControlNic { nic, gid: Some(gid), cqs: vec![Some(handle)] });
             sim.push(id);
         }
         let core = Core::new(CoreConfig {
@@ -169,6 +171,7 @@ impl Net {
             cores: 1,
             matrix: PriorityMatrix::default(),
             rails,
+            fabrics: FabricPolicy::default(),
             dial_timeout: Nanos::from_millis(500),
             store_timeout: Nanos::from_secs(1),
         });
@@ -421,7 +424,7 @@ impl Net {
 
     fn open(&mut self, from: usize, to: usize) -> CallId {
         let name = self.nodes[to].name.clone();
-        self.call(from, Call::Open { name, fresh: false })
+        self.call(from, Call::Open { name, fresh: false, policy: None })
     }
 
     /// Whether each of the two has `count` usable rails to the other, and nothing is left of former lives.

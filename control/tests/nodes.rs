@@ -56,7 +56,7 @@ fn typed(kind: u8, body: &str) -> Vec<u8> {
 fn two_nodes_without_a_store_connect_every_pair_of_nics() {
     let (_world, a, b) = pair("P2PHANDSHAKE");
     b.control.publish(vec![buffer(0x10000)], soon()).unwrap();
-    let segment = a.control.open_segment(b.control.name(), soon()).unwrap();
+    let segment = a.control.open_segment(b.control.name(), None, soon()).unwrap();
     assert_eq!(segment.descriptor.buffers.len(), 1);
     let (index, _) = segment.buffers.find(0x10010).unwrap();
     assert_eq!(segment.buffers.buffers[index as usize].rkeys.len(), 2);
@@ -74,8 +74,8 @@ fn both_ends_open_each_other_at_the_same_moment() {
         let (_world, a, b) = pair("P2PHANDSHAKE");
         let (an, bn) = (a.control.name().to_owned(), b.control.name().to_owned());
         std::thread::scope(|scope| {
-            scope.spawn(|| a.control.open_segment(&bn, soon()).unwrap());
-            scope.spawn(|| b.control.open_segment(&an, soon()).unwrap());
+            scope.spawn(|| a.control.open_segment(&bn, None, soon()).unwrap());
+            scope.spawn(|| b.control.open_segment(&an, None, soon()).unwrap());
         });
         a.wait_usable(&bn, 4);
         b.wait_usable(&an, 4);
@@ -95,19 +95,19 @@ fn both_ends_open_each_other_at_the_same_moment() {
 fn nodes_find_each_other_in_a_store_and_leave_it_clean() {
     let (world, a, b) = pair("memory://clean");
     a.control.publish(vec![buffer(0x20000)], soon()).unwrap();
-    let segment = b.control.open_segment("a", soon()).unwrap();
+    let segment = b.control.open_segment("a", None, soon()).unwrap();
     assert_eq!(segment.descriptor.buffers[0].addr, 0x20000);
     b.wait_usable("a", 4);
     // A change reaches the other node without being asked for.
     a.control.publish(vec![buffer(0x20000), buffer(0x30000)], soon()).unwrap();
-    assert!(wait(|| b.control.open_segment("a", soon()).is_ok_and(|s| s.descriptor.buffers.len() == 2)));
+    assert!(wait(|| b.control.open_segment("a", None, soon()).is_ok_and(|s| s.descriptor.buffers.len() == 2)));
     // In this mode peers look in the store, not here.
     let port = a.control.rpc_addr().rpc_port;
     assert_eq!(ask(&format!("127.0.0.1:{port}"), &typed(1, "{}"))[9..], *b"null\n");
     a.stop();
     b.stop();
     let after = node(&world, 3, Options::new("memory://clean").named("c")).unwrap();
-    let error = after.control.open_segment("a", soon()).unwrap_err();
+    let error = after.control.open_segment("a", None, soon()).unwrap_err();
     assert!(matches!(error, OpenError::NotFound { .. }), "{error}");
     after.stop();
 }
@@ -124,7 +124,7 @@ fn messages_reach_the_other_application() {
     b.stop();
     let error = a.control.probe(&gone, soon()).unwrap_err();
     assert!(matches!(error, NotifyError::Dial { source: DialError::Refused { .. }, .. }), "{error}");
-    let error = a.control.open_segment(&gone, soon()).unwrap_err();
+    let error = a.control.open_segment(&gone, None, soon()).unwrap_err();
     assert!(error.to_string().contains("Connection refused"), "{error}");
     a.stop();
 }
@@ -154,7 +154,7 @@ fn slow_silent_and_malformed_clients_disturb_nobody() {
     }
     let began = Instant::now();
     assert!(b.control.probe(&address, soon()).is_ok());
-    b.control.open_segment(&address, soon()).unwrap();
+    b.control.open_segment(&address, None, soon()).unwrap();
     b.wait_usable(&address, 4);
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     drop(silent);
@@ -214,7 +214,7 @@ fn hellos_of_strangers_are_refused_in_the_stock_engines_words() {
 fn a_link_that_comes_back_is_used_again() {
     let (world, a, b) = pair("P2PHANDSHAKE");
     let name = b.control.name().to_owned();
-    a.control.open_segment(&name, soon()).unwrap();
+    a.control.open_segment(&name, None, soon()).unwrap();
     a.wait_usable(&name, 4);
     world.set_link(a.nics[1], false);
     assert!(wait(|| a.control.incidents().len() == 2), "{:#?}", a.control.incidents());
@@ -235,11 +235,11 @@ fn a_peer_that_restarts_on_its_port_is_connected_again() {
     let world = world();
     let a = node(&world, 1, Options::new("P2PHANDSHAKE")).unwrap();
     let b = node(&world, 2, Options::new("P2PHANDSHAKE").port(17101)).unwrap();
-    a.control.open_segment("127.0.0.1:17101", soon()).unwrap();
+    a.control.open_segment("127.0.0.1:17101", None, soon()).unwrap();
     a.wait_usable("127.0.0.1:17101", 4);
     b.stop();
     let b = node(&world, 2, Options::new("P2PHANDSHAKE").port(17101)).unwrap();
-    let _ = a.control.refresh_segment("127.0.0.1:17101", soon()).unwrap();
+    let _ = a.control.refresh_segment("127.0.0.1:17101", None, soon()).unwrap();
     a.wait_usable("127.0.0.1:17101", 4);
     a.stop();
     b.stop();
@@ -263,13 +263,13 @@ fn what_cannot_start_says_why() {
     a.stop();
     // Nothing panics or waits when the thread is gone.
     assert!(control.rails().is_empty() && control.shutdown(soon()));
-    assert!(control.open_segment("127.0.0.1:17102", soon()).is_err());
+    assert!(control.open_segment("127.0.0.1:17102", None, soon()).is_err());
 }
 
 #[test]
 fn dropping_the_last_handle_ends_the_cores_too() {
     let (world, a, b) = pair("P2PHANDSHAKE");
-    a.control.open_segment(b.control.name(), soon()).unwrap();
+    a.control.open_segment(b.control.name(), None, soon()).unwrap();
     a.wait_usable(b.control.name(), 4);
     a.drop_handle();
     b.drop_handle();

@@ -45,9 +45,9 @@ fn nodes_over_etcd_survive_its_moods() {
     let b = node(&world, 2, options().named("b")).unwrap();
     let all = ["mooncake/ram/a", "mooncake/ram/b", "mooncake/rpc_meta/a", "mooncake/rpc_meta/b"];
     assert_eq!(keys.names(), all);
-    let error = a.control.open_segment("nobody", soon()).unwrap_err();
+    let error = a.control.open_segment("nobody", None, soon()).unwrap_err();
     assert!(matches!(error, OpenError::NotFound { .. }) && error.to_string().contains("etcd at 127.0.0.1"), "{error}");
-    a.control.open_segment("b", soon()).unwrap();
+    a.control.open_segment("b", None, soon()).unwrap();
     a.wait_usable("b", 4);
 
     // Keys that vanish are put again.
@@ -60,8 +60,8 @@ fn nodes_over_etcd_survive_its_moods() {
     let began = Instant::now();
     let error = b.control.publish(vec![], soon()).unwrap_err();
     assert!(matches!(error, PublishError::Metadata(_)) && began.elapsed() < Duration::from_secs(8), "{error}");
-    assert!(a.control.open_segment("c", soon()).is_err());
-    assert!(a.control.open_segment("b", soon()).is_ok(), "from the cache");
+    assert!(a.control.open_segment("c", None, soon()).is_err());
+    assert!(a.control.open_segment("b", None, soon()).is_ok(), "from the cache");
     a.wait_usable("b", 4);
     server.thaw();
     assert!(wait(|| b.logged("this node is published again") == 1), "{:#?}", b.log.lock().unwrap());

@@ -72,8 +72,8 @@ fn both_ends_open_at_the_same_moment_and_share_one_connection_per_rail() {
     each_seed("both_ends", 50, 10, |seed| {
         let mut cluster = Cluster::new(seed, 2, 2, 1, seed % 2 == 0);
         let names: Vec<String> = cluster.nodes.iter().map(|n| n.name.clone()).collect();
-        let first = cluster.call(0, Call::Open { name: names[1].clone(), fresh: false }, SECOND);
-        let second = cluster.call(1, Call::Open { name: names[0].clone(), fresh: false }, SECOND);
+        let first = cluster.call(0, Call::Open { name: names[1].clone(), fresh: false, policy: None }, SECOND);
+        let second = cluster.call(1, Call::Open { name: names[0].clone(), fresh: false, policy: None }, SECOND);
         let to_1 = cluster.await_open(0, first).unwrap();
         let to_0 = cluster.await_open(1, second).unwrap();
         let (a, b) = (pattern(1 << 20, seed), pattern(1 << 20, !seed));

@@ -21,7 +21,7 @@ pub const POLLS_PER_TURN: usize = 4;
 pub const CQ_DEPTH: u32 = 4096;
 
 /// Queue pairs one rail may have; MC_NUM_QP_PER_EP beyond it is refused by the builder.
-pub const QPS_PER_RAIL_MAX: usize = 8;
+pub const QPS_PER_RAIL_MAX: usize = 16;
 
 /// Queue-pair slots per core: `wr_id` gives them 16 bits, and each needs at most one incident and one drained event.
 pub const QP_SLOTS: usize = 4096;

@@ -73,7 +73,8 @@ impl Route {
         self.0.load(Ordering::Relaxed)
     }
 
-    fn allows(&self, fabric: Fabric) -> bool {
+    /// Whether `fabric` may carry a slice now.
+    pub fn allows(&self, fabric: Fabric) -> bool {
         self.fabrics() & fabric.bit() != 0
     }
 }
@@ -116,13 +117,13 @@ impl RemoteBuffers {
         (addr - extent.addr < extent.len).then_some((index as u32, extent))
     }
 
-    /// The key of buffer `index` on a NIC of the peer; `None` where that NIC cannot, or may not, carry it.
+    /// The key of buffer `index` on a NIC of the peer; `None` where that NIC cannot carry it.
     pub fn rkey(&self, index: u32, nic: PeerNicId) -> Option<Rkey> {
         let buffer = self.buffers.get(index as usize)?;
-        match nic {
-            PeerNicId::SHM => (buffer.open && self.route.allows(Fabric::Shm)).then_some(Rkey(0)),
-            PeerNicId::TCP => (buffer.open && self.route.allows(Fabric::Tcp)).then_some(Rkey(0)),
-            nic => (*buffer.rkeys.get(usize::from(nic.0))?).filter(|_| self.route.allows(Fabric::Rdma)),
+        if nic.fabric().is_dialled() {
+            // Found by its address.
+            return buffer.open.then_some(Rkey(0));
         }
+        *buffer.rkeys.get(usize::from(nic.0))?
     }
 }

@@ -6,6 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::nic::Fabric;
+
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*
@@ -61,6 +63,15 @@ impl PeerNicId {
     pub const SHM: Self = Self(u16::MAX);
     /// The far end of a rail over TCP.
     pub const TCP: Self = Self(u16::MAX - 1);
+
+    /// What carries the bytes of a rail to it.
+    pub const fn fabric(self) -> Fabric {
+        match self {
+            Self::SHM => Fabric::Shm,
+            Self::TCP => Fabric::Tcp,
+            _ => Fabric::Rdma,
+        }
+    }
 }
 number! {
     /// A peer (one segment name), as control numbers them from 0. Never used again for another peer.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use moonrail_datapath::nic::Nic;
+use moonrail_datapath::nic::{Fabric, Nic};
 use moonrail_datapath::units::Mtu;
 
 use crate::config::Given;
@@ -91,6 +91,8 @@ integers! {
     traffic_class: u8;
     /// Service level, 0 to 15 (MC_IB_SL).
     service_level: u8;
+    /// Connections per peer over TCP, 1 to 16 (MC_TCP_LANES_PER_PEER).
+    tcp_lanes: usize;
     /// Bytes per slice, 1 to 1 GiB (MC_SLICE_SIZE).
     slice_size: u32;
     /// A remainder up to slice size / ratio is not cut off; 1 to slice size − 1 (MC_FRAGMENT_RATIO).
@@ -131,6 +133,8 @@ flags! {
     metadata_cache;
     /// Use only the peer's NIC of the same name, where it has one (MC_ENABLE_DEST_DEVICE_AFFINITY).
     same_name_only;
+    /// Use version 1 of the TCP data protocol towards stock peers; off (MC_TCP_PROTO=1).
+    tcp_v1;
 }
 
 macro_rules! texts {
@@ -197,6 +201,44 @@ impl EngineBuilder {
     #[must_use]
     pub fn nics_from(mut self, nics: Vec<Arc<dyn Nic>>) -> Self {
         self.wanted.open = nics;
+        self
+    }
+
+    /// The fabrics this node has at all, for its own transfers and for its peers' (MC_FORCE_TCP: TCP only). Default: shared
+    /// memory, RDMA, and TCP where there is no RDMA NIC or a policy names it. Memory that is open to peers is open to whoever
+    /// reaches the TCP port or, as this user, the host.
+    #[must_use]
+    pub fn fabrics(mut self, fabrics: impl IntoIterator<Item = Fabric>) -> Self {
+        self.given.fabrics = Some(fabrics.into_iter().collect());
+        self
+    }
+
+    /// Transfers go over this fabric or fail with the cause (MC_FORCE_HCA: RDMA). For one segment:
+    /// [`Engine::open_segment_with`].
+    #[must_use]
+    pub fn require(mut self, fabric: Fabric) -> Self {
+        self.given.policy.require = Some(fabric);
+        self
+    }
+
+    /// Transfers go over this fabric where it works, else over the best that does: shared memory, RDMA, TCP.
+    #[must_use]
+    pub fn prefer(mut self, fabric: Fabric) -> Self {
+        self.given.policy.prefer = Some(fabric);
+        self
+    }
+
+    /// For a peer's status of a request over TCP, 1 s to an hour (MC_TCP_STATUS_TIMEOUT_SEC).
+    #[must_use]
+    pub fn tcp_status_timeout(mut self, within: Duration) -> Self {
+        self.given.tcp_status_timeout = Some(within);
+        self
+    }
+
+    /// Without a byte of progress for this long a TCP connection is ended, 1 s to an hour (MC_TCP_PROGRESS_TIMEOUT_SEC).
+    #[must_use]
+    pub fn tcp_progress_timeout(mut self, within: Duration) -> Self {
+        self.given.tcp_progress_timeout = Some(within);
         self
     }
 

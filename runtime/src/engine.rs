@@ -6,11 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use moonrail_control::gid::GidChoice;
 use moonrail_control::names::HostPort;
-use moonrail_control::{Clock, Control, RailState};
+use moonrail_control::{Clock, Control, FabricPolicy, RailState};
 use moonrail_datapath::core::{CoreCounters as Counting, Inbox};
-use moonrail_datapath::nic::Nic;
+use moonrail_datapath::nic::{Fabric, Nic};
 use moonrail_datapath::region::Memory;
 use moonrail_datapath::units::{Gid, GidIndex, Lid, Mtu, PortNum};
 
@@ -38,10 +37,25 @@ const LAST_MOMENT: Duration = Duration::from_millis(200);
 /// A NIC of this engine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NicInfo {
-    /// Name of the verbs device.
+    /// Name of the verbs device; `shm`, `tcp`.
     pub name: String,
-    /// Port in use.
-    pub port: PortNum,
+    /// What carries its bytes.
+    pub fabric: Fabric,
+    /// Its port, if it is an RDMA NIC.
+    pub port: Option<PortInfo>,
+    /// NUMA node; `None` where it has none.
+    pub numa_node: Option<u16>,
+    /// Data cores that poll it, counted from 0.
+    pub cores: Vec<u16>,
+    /// Bytes registered on it.
+    pub registered: u64,
+}
+
+/// The port of an RDMA NIC.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PortInfo {
+    /// Its number.
+    pub number: PortNum,
     /// LID, 0 on RoCE.
     pub lid: Lid,
     /// Place of the GID when it was chosen.
@@ -50,12 +64,6 @@ pub struct NicInfo {
     pub gid: Gid,
     /// Path MTU the port offers, cut to MC_MTU.
     pub mtu: Mtu,
-    /// NUMA node; `None` where it has none.
-    pub numa_node: Option<u16>,
-    /// Data cores that poll it, counted from 0.
-    pub cores: Vec<u16>,
-    /// Bytes registered on it.
-    pub registered: u64,
 }
 
 /// A rail: one (local NIC, peer NIC) pair.
@@ -67,6 +75,8 @@ pub struct RailInfo {
     pub peer: String,
     /// The peer's NIC.
     pub peer_nic: String,
+    /// What carries its bytes.
+    pub fabric: Fabric,
     /// `down`, `connecting`, `waiting`, `trial` or `up`, and what is wrong if something is.
     pub state: String,
     /// Whether it carries slices now.
@@ -163,9 +173,8 @@ impl Counters {
 /// A NIC as the engine keeps it.
 pub(crate) struct OpenNic {
     pub(crate) nic: Arc<dyn Nic>,
-    pub(crate) gid: GidChoice,
-    pub(crate) lid: Lid,
-    pub(crate) mtu: Mtu,
+    /// Of an RDMA NIC.
+    pub(crate) port: Option<PortInfo>,
     pub(crate) cores: Vec<u16>,
     pub(crate) pins: bool,
     /// Bytes registered on it. Written when memory comes or goes.
@@ -249,11 +258,8 @@ impl Engine {
     pub fn nics(&self) -> Vec<NicInfo> {
         let info = |nic: &OpenNic| NicInfo {
             name: nic.nic.name().to_owned(),
-            port: nic.nic.port_num(),
-            lid: nic.lid,
-            gid_index: nic.gid.index,
-            gid: nic.gid.gid,
-            mtu: nic.mtu,
+            fabric: nic.nic.fabric(),
+            port: nic.port.clone(),
             numa_node: nic.nic.device().numa_node,
             cores: nic.cores.clone(),
             registered: nic.registered.load(Ordering::Relaxed),
@@ -277,6 +283,7 @@ impl Engine {
             nic: rail.local_nic,
             peer: rail.peer,
             peer_nic: rail.peer_nic,
+            fabric: rail.fabric,
             core: rail.core.0,
             qps: rail.qps,
             path_mtu: rail.path_mtu,
@@ -333,15 +340,23 @@ impl Engine {
         self.shared.origin.elapsed()
     }
 
-    /// What is known of the way to a peer: a line per rail, and why there is none.
+    /// What is known of the way to a peer: over which fabric transfers go and why, a line per rail, and why there is none.
     pub fn explain(&self, peer: &str) -> Vec<String> {
+        let way = |way: moonrail_control::Way| {
+            let fabric = way.fabric.map_or("nothing", Fabric::as_str);
+            let asked = match way.policy {
+                FabricPolicy { require: Some(only), .. } => format!(" (required: {only})"),
+                FabricPolicy { prefer: Some(first), .. } => format!(" (preferred: {first})"),
+                FabricPolicy { .. } => String::new(),
+            };
+            format!("over {fabric}{asked}: {}", way.why)
+        };
+        let mut lines: Vec<String> = self.shared.control.ways(peer).into_iter().map(way).collect();
         let rails = self.rails().into_iter().filter(|rail| rail.peer == peer);
-        let mut lines: Vec<String> = rails
-            .map(|rail| {
-                let mtu = rail.path_mtu.map(|mtu| format!(", path MTU {mtu}")).unwrap_or_default();
-                format!("{} to {}: {}, {} queue pairs{mtu}", rail.nic, rail.peer_nic, rail.state, rail.qps)
-            })
-            .collect();
+        lines.extend(rails.map(|rail| {
+            let mtu = rail.path_mtu.map(|mtu| format!(", path MTU {mtu}")).unwrap_or_default();
+            format!("{} to {}: {}, {} queue pairs{mtu}", rail.nic, rail.peer_nic, rail.state, rail.qps)
+        }));
         lines.extend(self.shared.control.why(peer));
         lines
     }
@@ -398,18 +413,31 @@ impl Engine {
     /// # Errors
     /// See [`SegmentError`].
     pub fn open_segment(&self, name: &str) -> Result<Segment, SegmentError> {
+        self.open(name, None)
+    }
+
+    /// As [`Engine::open_segment`], with a word on what may carry this segment's transfers in place of the engine's.
+    ///
+    /// # Errors
+    /// See [`SegmentError`]. A fabric that is required and cannot be used is an error of the transfers, which names the
+    /// cause.
+    pub fn open_segment_with(&self, name: &str, policy: FabricPolicy) -> Result<Segment, SegmentError> {
+        self.open(name, Some(policy))
+    }
+
+    fn open(&self, name: &str, policy: Option<FabricPolicy>) -> Result<Segment, SegmentError> {
         let (control, until) = (&self.shared.control, Instant::now() + OPEN_WITHIN);
         // An address without a port gets the configured one; what is no address is for control to refuse.
         let port = self.shared.settings.handshake_port;
         let address = HostPort::parse_with(name, port).ok().filter(|_| self.shared.peer_to_peer);
         let name = &address.map_or_else(|| name.to_owned(), |parsed| parsed.address.to_string());
         let found = if self.shared.settings.metadata_cache {
-            control.open_segment(name, until)
+            control.open_segment(name, policy, until)
         } else {
-            control.refresh_segment(name, until)
+            control.refresh_segment(name, policy, until)
         };
         let found = found.map_err(|source| SegmentError::open(name, source))?;
-        Ok(Segment::new(self.shared.clone(), name.to_owned(), found))
+        Ok(Segment::new(self.shared.clone(), name.to_owned(), policy, found))
     }
 
     /// Submits transfers to one peer: all of them, or none. Their deadline is 30 s and 1 ns per byte, unless

@@ -85,7 +85,7 @@ mod metrics;
 
 pub use batch::{Batch, BatchBuilder, BatchStatus, Transfer, TransferState};
 pub use builder::{EngineBuilder, PollMode, TlsFiles};
-pub use engine::{CoreCounters, Counters, Engine, IncidentInfo, NicInfo, RailInfo};
+pub use engine::{CoreCounters, Counters, Engine, IncidentInfo, NicInfo, PortInfo, RailInfo};
 pub use error::{
     BuildError, NicProblem, NotifyError, RefusedRegistration, RegisterError, SegmentError, SubmitError, TransferError,
     UnregisterError, WaitError,
@@ -95,7 +95,8 @@ pub use notify::Notification;
 pub use region::Region;
 pub use segment::{RemoteRange, Segment};
 
+pub use moonrail_control::FabricPolicy;
 pub use moonrail_datapath::error::Cause;
-pub use moonrail_datapath::nic::{Nic, Op};
+pub use moonrail_datapath::nic::{Fabric, Nic, Op};
 pub use moonrail_datapath::region::{Memory, OutOfRange};
 pub use moonrail_datapath::units::{Gid, GidIndex, Lid, Mtu, PortNum};

@@ -6,9 +6,10 @@ use moonrail_control::gid::{GidChoice, GidReason, choose};
 use moonrail_control::metadata::PriorityMatrix;
 use moonrail_datapath::nic::verbs::{self, VerbsNic};
 use moonrail_datapath::nic::{Nic, PortState};
-use moonrail_datapath::units::{GidIndex, Lid, Mtu, PortNum};
+use moonrail_datapath::units::{GidIndex, PortNum};
 
 use crate::config::{MatrixSource, Settings};
+use crate::engine::PortInfo;
 use crate::error::{BuildError, NicProblem};
 use crate::log::Log;
 use crate::topology::Machine;
@@ -16,11 +17,16 @@ use crate::topology::Machine;
 /// A NIC that can be used.
 pub(crate) struct Usable {
     pub(crate) nic: Arc<dyn Nic>,
-    pub(crate) gid: GidChoice,
-    pub(crate) lid: Lid,
-    pub(crate) mtu: Mtu,
+    /// Of an RDMA NIC; what is dialled has none.
+    pub(crate) port: Option<Port>,
     /// Whether registering pins pages: true of hardware and Soft-RoCE.
     pub(crate) pins: bool,
+}
+
+/// The port of an RDMA NIC, found to be usable.
+pub(crate) struct Port {
+    pub(crate) info: PortInfo,
+    pub(crate) gid: GidChoice,
 }
 
 /// The NICs of the engine in the order of their numbers, and the matrix to publish, which names exactly them.
@@ -148,7 +154,8 @@ fn examine(nic: Arc<dyn Nic>, settings: &Settings, pins: bool) -> Result<Usable,
         source,
     })?;
     let mtu = info.active_mtu.or(info.max_mtu).unwrap_or(settings.mtu).min(settings.mtu);
-    Ok(Usable { nic, gid, lid: info.lid, mtu, pins })
+    let info = PortInfo { number: port, lid: info.lid, gid_index: gid.index, gid: gid.gid, mtu };
+    Ok(Usable { nic, port: Some(Port { info, gid }), pins })
 }
 
 /// The matrix without NICs that are not open, and with those it does not name as available everywhere.
@@ -174,8 +181,10 @@ fn discovered_matrix(machine: &Machine, nics: &[Usable]) -> PriorityMatrix {
 }
 
 fn announce(usable: &Usable, log: &Log) {
-    let Usable { nic, gid, lid, mtu, .. } = usable;
-    let (name, port) = (nic.name(), nic.port_num());
+    let Usable { nic, port: Some(Port { info: PortInfo { number: port, lid, mtu, .. }, gid }), .. } = usable else {
+        return;
+    };
+    let name = nic.name();
     match gid.reason {
         GidReason::Fixed => log.info(format!("Using user-specified GID index: {} on {name}/{port}", gid.index)),
         GidReason::Ranked => {

@@ -226,10 +226,17 @@ impl Shared {
 
     fn publish_until(&self, until: Instant) -> Result<(), moonrail_control::PublishError> {
         let mut buffers = Vec::new();
+        // What is dialled has no keys, and stands in no list of devices.
+        let keyed: Vec<bool> = self.nics.iter().map(|nic| nic.port.is_some()).collect();
         for entry in &self.registry().entries {
+            let remote = entry.region.is_remote();
+            if !remote && !keyed.contains(&true) {
+                // Without keys there is no other way to say that it is not for peers.
+                continue;
+            }
             for chunk in entry.registered.chunks() {
-                let keys = |key: fn(&ChunkKeys) -> u32| chunk.keys.iter().map(move |k| k.as_ref().map_or(0, key));
-                let remote = entry.region.is_remote();
+                let of_device = || chunk.keys.iter().zip(&keyed).filter(|(_, keyed)| **keyed).map(|(keys, _)| keys);
+                let keys = |key: fn(&ChunkKeys) -> u32| of_device().map(move |k| k.as_ref().map_or(0, key));
                 buffers.push(BufferEntry {
                     name: entry.region.location().to_owned(),
                     addr: chunk.addr,

@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use moonrail_control::RemoteSegment;
+use moonrail_control::{FabricPolicy, RemoteSegment};
+use moonrail_datapath::nic::Fabric;
 use moonrail_datapath::transfer::RemoteBuffers;
 
 use crate::engine::Shared;
@@ -35,13 +36,19 @@ pub struct Segment {
 struct Inner {
     shared: Arc<Shared>,
     name: String,
+    policy: Option<FabricPolicy>,
     current: RwLock<Arc<RemoteSegment>>,
     looked: Mutex<Option<Instant>>,
 }
 
 impl Segment {
-    pub(crate) fn new(shared: Arc<Shared>, name: String, found: Arc<RemoteSegment>) -> Self {
-        Self { inner: Arc::new(Inner { shared, name, current: RwLock::new(found), looked: Mutex::new(None) }) }
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        name: String,
+        policy: Option<FabricPolicy>,
+        found: Arc<RemoteSegment>,
+    ) -> Self {
+        Self { inner: Arc::new(Inner { shared, name, policy, current: RwLock::new(found), looked: Mutex::new(None) }) }
     }
 
     /// The name it was opened by.
@@ -71,13 +78,19 @@ impl Segment {
     /// # Errors
     /// See [`SegmentError`]; the segment stays as it was.
     pub fn refresh(&self) -> Result<(), SegmentError> {
-        let Inner { shared, name, current, .. } = &*self.inner;
+        let Inner { shared, name, policy, current, .. } = &*self.inner;
         let found = shared
             .control
-            .refresh_segment(name, Instant::now() + OPEN_WITHIN)
+            .refresh_segment(name, *policy, Instant::now() + OPEN_WITHIN)
             .map_err(|source| SegmentError::open(name, source))?;
         *current.write().unwrap_or_else(PoisonError::into_inner) = found;
         Ok(())
+    }
+
+    /// What carries this segment's transfers now; `None`: nothing can. [`crate::Engine::explain`] tells why.
+    pub fn fabric(&self) -> Option<Fabric> {
+        let remote = self.remote();
+        Fabric::ALL.into_iter().find(|fabric| remote.route.allows(*fabric))
     }
 
     /// Cores of this engine that have a usable rail to the peer now. 0 right after opening, or when the peer is away:

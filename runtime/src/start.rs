@@ -76,6 +76,7 @@ pub(crate) fn start(builder: EngineBuilder) -> Result<Engine, BuildError> {
         matrix: opened.matrix,
         handshake: HandshakeOptions::default(),
         rails: rail_options(&settings),
+        fabrics: settings.policy,
         clock: clock.clone(),
         log: control_log(&log),
     };
@@ -95,9 +96,7 @@ pub(crate) fn start(builder: EngineBuilder) -> Result<Engine, BuildError> {
         .map(|(index, usable)| OpenNic {
             cores: places.iter().enumerate().filter(|(_, p)| p.nics.contains(&index)).map(|(c, _)| c as u16).collect(),
             nic: usable.nic,
-            gid: usable.gid,
-            lid: usable.lid,
-            mtu: usable.mtu,
+            port: usable.port.map(|port| port.info),
             pins: usable.pins,
             registered: AtomicU64::new(0),
         })
@@ -176,7 +175,8 @@ fn place_cores(
     let range = || format!("1 to {CORES_MAX}");
     let refused = |option, value: usize| BuildError::Option { option, value: value.to_string(), range: range() };
     let allowed = pin::allowed_cpus();
-    let nic_nodes: Vec<Option<u16>> = opened.nics.iter().map(|usable| usable.nic.device().numa_node).collect();
+    let rdma = opened.nics.iter().filter(|usable| usable.port.is_some());
+    let nic_nodes: Vec<Option<u16>> = rdma.map(|usable| usable.nic.device().numa_node).collect();
     let mut chosen: Vec<Option<usize>> = if let Some(cpus) = cpus {
         if cpus.is_empty() || cpus.len() > CORES_MAX {
             return Err(refused("core_cpus", cpus.len()));
@@ -205,7 +205,10 @@ fn place_cores(
         chosen.fill(None);
     }
     let core_nodes: Vec<Option<u16>> = chosen.iter().map(|cpu| machine.node_of((*cpu)?)).collect();
-    Ok(chosen.into_iter().zip(assign(&core_nodes, &nic_nodes)).map(|(cpu, nics)| CorePlace { cpu, nics }).collect())
+    // RDMA NICs come first, and are shared out; what is dialled has no place in the machine, and every core serves it.
+    let dialled = nic_nodes.len()..opened.nics.len();
+    let places = chosen.into_iter().zip(assign(&core_nodes, &nic_nodes));
+    Ok(places.map(|(cpu, nics)| CorePlace { cpu, nics: nics.into_iter().chain(dialled.clone()).collect() }).collect())
 }
 
 struct Parts {
@@ -241,7 +244,8 @@ fn make_cores(
             queues[core].push((NicId(index as u16), queue));
             cqs[core] = Some(handle);
         }
-        control_nics.push(ControlNic { nic: usable.nic.clone(), gid: usable.gid.clone(), cqs });
+        let gid = usable.port.as_ref().map(|port| port.gid.clone());
+        control_nics.push(ControlNic { nic: usable.nic.clone(), gid, cqs });
     }
     let configs = queues
         .into_iter()
@@ -319,6 +323,8 @@ fn stop_cores(inboxes: &[Arc<Inbox>], threads: Vec<JoinHandle<()>>) {
 fn rail_options(settings: &Settings) -> RailOptions {
     RailOptions {
         qps_per_rail: settings.qps_per_rail,
+        tcp_lanes: settings.tcp_lanes,
+        tcp_v1: settings.tcp_v1,
         mtu_max: settings.mtu,
         pkey_index: settings.pkey_index,
         traffic_class: settings.traffic_class,

@@ -19,7 +19,7 @@ impl Brain {
                 self.wait(id, until, Kind::Begin);
                 self.begin();
             }
-            Call::Open { name, fresh } => self.open(id, &name, fresh, until),
+            Call::Open { name, fresh, policy } => self.open(id, &name, fresh, policy, until),
             Call::Publish(buffers) => self.publish(id, buffers, until),
             Call::Notify { .. } | Call::Probe(_) => self.message(id, &call, until),
             Call::Notifications => {
@@ -38,6 +38,11 @@ impl Brain {
             Call::Why(segment) => {
                 let why = self.by_name.get(segment_name(&segment)).and_then(|peer| self.why(*peer));
                 self.answer(id, Answer::Why(why));
+            }
+            Call::Ways(segment) => {
+                let peer = self.by_name.get(segment_name(&segment)).copied();
+                let ways = peer.map_or_else(Vec::new, |peer| self.ways(peer));
+                self.answer(id, Answer::Ways(ways));
             }
             Call::Story { segment, rail } => {
                 let story = self.story(&segment, rail);
@@ -61,8 +66,7 @@ impl Brain {
         let mut rails = peer.iter().flat_map(|peer| &self.peer(*peer).rails);
         let trouble = || rails.find_map(|rail| self.rails[*rail].trouble.clone());
         let name = |rail: &super::Rail| {
-            let theirs = &self.peer(rail.peer).nics[usize::from(rail.peer_nic.0)];
-            (self.nics[usize::from(rail.nic.0)].name.clone(), theirs.clone())
+            (self.nics[usize::from(rail.nic.0)].name.clone(), self.peer(rail.peer).nic_name(rail.peer_nic).to_owned())
         };
         let told = rail.and_then(|rail| self.incidents.iter().rev().find(|i| i.rail == rail));
         Story {
@@ -77,7 +81,8 @@ impl Brain {
             rail: rail.id,
             peer: self.peer(rail.peer).shared.name().to_owned(),
             local_nic: self.nics[usize::from(rail.nic.0)].name.clone(),
-            peer_nic: self.peer(rail.peer).nics[usize::from(rail.peer_nic.0)].clone(),
+            peer_nic: self.peer(rail.peer).nic_name(rail.peer_nic).to_owned(),
+            fabric: rail.fabric,
             core: rail.core,
             lives: rail.lives,
             state: rail.state(),
@@ -127,7 +132,7 @@ impl Brain {
                 };
                 Answer::Begun(Err(BeginError::Control(error)))
             }
-            Kind::Open(peer) => Answer::Opened(Err(self.too_late("opening the segment", Some(peer)).into())),
+            Kind::Open(peer, _) => Answer::Opened(Err(self.too_late("opening the segment", Some(peer)).into())),
             Kind::Message(peer) => Answer::Notified(Err(self.too_late("the message", Some(peer)).into())),
             Kind::Publish(_) => {
                 let error = ControlError::Deadline {
@@ -162,6 +167,7 @@ fn gone(call: &Call) -> Answer {
         Call::Rails => Answer::Rails(Vec::new()),
         Call::Incidents => Answer::Incidents(Vec::new()),
         Call::Why(_) => Answer::Why(None),
+        Call::Ways(_) => Answer::Ways(Vec::new()),
         Call::Story { .. } => Answer::Story(Story::default()),
         Call::Shutdown => Answer::Stopped,
     }

@@ -9,7 +9,8 @@ use moonrail_datapath::units::{CoreId, Nanos, NicId, RailId};
 use crate::config::LogRecord;
 use crate::connect::{Job, JobDone};
 use crate::error::{ControlError, DialError, NotifyError, OpenError, PublishError};
-use crate::handle::{Incident, Notification, RailReport, RemoteSegment, Story};
+use crate::fabric::FabricPolicy;
+use crate::handle::{Incident, Notification, RailReport, RemoteSegment, Story, Way};
 use crate::metadata::{BufferEntry, StoreError};
 use crate::wire::Frame;
 
@@ -99,6 +100,8 @@ pub enum Call {
         name: String,
         /// Do not answer from the cache.
         fresh: bool,
+        /// What may carry its transfers; `None`: as this node is configured.
+        policy: Option<FabricPolicy>,
     },
     /// Replace our buffers.
     Publish(Vec<BufferEntry>),
@@ -121,6 +124,8 @@ pub enum Call {
     Incidents,
     /// Say why there is no rail.
     Why(String),
+    /// Say over what transfers to a segment go, and why.
+    Ways(String),
     /// Say what is known to whoever puts a failure into words.
     Story {
         /// The peer's segment.
@@ -151,6 +156,8 @@ pub enum Answer {
     Incidents(Vec<Incident>),
     /// To [`Call::Why`].
     Why(Option<String>),
+    /// To [`Call::Ways`].
+    Ways(Vec<Way>),
     /// To [`Call::Story`].
     Story(Story),
     /// To [`Call::Shutdown`]: everything is given back. [`Action::Exit`] follows.

@@ -38,7 +38,8 @@ impl Brain {
         let state = &self.rails[rail];
         let waits =
             |life: &&OldLife| life.needs_fence && !life.proof && life.is_drained() && life.incarnation.is_some();
-        if state.fence.on_its_way || state.fence.not_before > self.now {
+        // The peer's control knows nothing of who dialled its fabrics.
+        if state.fence.on_its_way || state.fence.not_before > self.now || state.fabric.is_dialled() {
             return;
         }
         let Some(life) = state.old.iter().find(waits) else { return };

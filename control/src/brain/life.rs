@@ -11,7 +11,7 @@
 
 use moonrail_datapath::core::port::{Command, CoreEvent, RailKey};
 use moonrail_datapath::error::{Cause, FaultClass, FirstError, classify};
-use moonrail_datapath::nic::{Op, PostHalf, WcStatus};
+use moonrail_datapath::nic::{Fabric, Op, PostHalf, WcStatus};
 use moonrail_datapath::units::{CoreId, Nanos, NicId, PeerId};
 
 use super::event::{Action, Answer, Token};
@@ -86,6 +86,7 @@ impl Brain {
         let mut note = String::new();
         if unsure
             && !moonrail
+            && state.fabric == Fabric::Rdma
             && let Some(next) = state.mtu.suspect(mtu)
         {
             note = format!("; path MTU {mtu} may not be the peer's, trying {next} (set MC_MTU alike on both ends)");
@@ -106,7 +107,7 @@ impl Brain {
             error.remote.0,
             error.age.to_duration(),
             error.behind,
-            advice(error.status, class),
+            advice(error.status, class, state.fabric),
         );
         let seen = Seen { status: Some(error.status.0), vendor_err: error.vendor_err, age: error.age };
         self.open_incident(rail, &text, &seen);
@@ -139,9 +140,10 @@ impl Brain {
         }
         (state.failing_since, state.trouble) = (None, None);
         let incident = state.incident.take();
-        let peer = state.peer;
+        let (peer, fabric) = (state.peer, state.fabric);
         let state = self.peer_mut(peer);
         (state.unreachable, state.cause) = (false, None);
+        self.mend_fabric(peer, fabric);
         let Some(number) = incident else { return };
         let Some(incident) = self.incidents.iter_mut().find(|i| i.number == number) else { return };
         incident.closed = Some(now);
@@ -173,7 +175,7 @@ impl Brain {
                 self.drop_end(rail);
                 self.attempt_failed(rail, why);
             }
-            End::Down | End::Making(_) | End::Connecting { .. } => {}
+            End::Down | End::Dialling(_) | End::Making(_) | End::Connecting { .. } => {}
         }
     }
 
@@ -191,7 +193,7 @@ impl Brain {
     }
 
     /// Takes the present life from the core. It becomes an old one.
-    fn retire(&mut self, rail: usize) {
+    pub(super) fn retire(&mut self, rail: usize) {
         let Life { key, ours, theirs, admins, proven, posts, needs_fence, .. } =
             match std::mem::replace(&mut self.rails[rail].end, End::Down) {
                 End::Whole(life) => life,
@@ -225,7 +227,7 @@ impl Brain {
             gone: 0,
             needs_fence,
             // A loop has no other end than ours.
-            proof: state.peer_path == own_path,
+            proof: state.fabric == Fabric::Rdma && state.peer_path == own_path,
             since: self.now,
             incarnation: theirs.incarnation,
             boot_id: theirs.boot_id,
@@ -352,7 +354,9 @@ impl Brain {
         let mut done = Vec::new();
         let mut kept = Vec::new();
         for (at, life) in std::mem::take(&mut state.old).into_iter().enumerate() {
-            let unneeded = !life.needs_fence && (now.since(life.since) >= UNPROVEN_FOR || at < spare);
+            // A dialled one leaves no number behind under which something could arrive late.
+            let unneeded =
+                !life.needs_fence && (state.fabric.is_dialled() || now.since(life.since) >= UNPROVEN_FOR || at < spare);
             if life.is_drained() && (life.proof || unneeded) {
                 done.push(life);
             } else {
@@ -420,7 +424,7 @@ impl Brain {
             rail: state.id,
             peer: self.peer(peer).shared.name().to_owned(),
             local_nic: self.nics[usize::from(state.nic.0)].name.clone(),
-            peer_nic: self.peer(peer).nics[usize::from(state.peer_nic.0)].clone(),
+            peer_nic: self.peer(peer).nic_name(state.peer_nic).to_owned(),
             cause: text.to_owned(),
             status: seen.status,
             vendor_err: seen.vendor_err,
@@ -494,16 +498,27 @@ impl Brain {
         let rails = &self.peer(peer).rails;
         if rails.is_empty() {
             if let Some(segment) = &self.peer(peer).segment {
-                let (name, protocol) = (segment.name.clone(), segment.descriptor.protocol.as_str().to_owned());
+                let (name, ways) = (segment.name.clone(), self.ways(peer));
+                let why: Vec<String> = ways.into_iter().map(|way| way.why).collect();
                 let text = format!(
-                    "no pair of NICs connects this node with {name} (its protocol is {protocol}): check the NICs both nodes publish"
+                    "no pair of NICs connects this node with {name}: {}; check the NICs both nodes publish",
+                    why.join("; ")
                 );
                 self.give_up(peer, &text);
             }
             return;
         }
-        if rails.iter().all(failing) {
-            let cause = self.peer(peer).cause.clone().unwrap_or_default();
+        let cause = self.peer(peer).cause.clone().unwrap_or_default();
+        let mut lost = Vec::new();
+        for fabric in Fabric::ALL {
+            let mut of_it = self.peer(peer).rails.iter().filter(|rail| self.rails[**rail].fabric == fabric).peekable();
+            if of_it.peek().is_some() && of_it.all(failing) {
+                lost.push(fabric);
+            }
+        }
+        let rails_left = self.peer(peer).rails.iter().any(|rail| !lost.contains(&self.rails[*rail].fabric));
+        let rerouted = lost.into_iter().filter(|fabric| self.fail_fabric(peer, *fabric, &cause, false)).count() > 0;
+        if !rails_left && !rerouted {
             self.give_up(peer, &cause);
         }
     }
@@ -592,8 +607,12 @@ impl Brain {
 }
 
 /// What to do about a failed request, by its status.
-fn advice(status: WcStatus, class: FaultClass) -> &'static str {
+fn advice(status: WcStatus, class: FaultClass, fabric: Fabric) -> &'static str {
     match (status, class) {
+        (_, FaultClass::Path) if fabric == Fabric::Shm => "the peer's process ended; it is looked for again",
+        (_, FaultClass::Path) if fabric == Fabric::Tcp => {
+            "the connection broke: the peer stopped, or the network between; see the peer's log"
+        }
         (WcStatus::REM_ACCESS_ERR, _) => {
             "the peer does not allow that range: it was unregistered or registered anew there; refresh the segment"
         }

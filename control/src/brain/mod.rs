@@ -7,6 +7,7 @@
 //!            own      our own address and segment in the store
 //!            peer     who is who, what they published, where they answer
 //!            server   requests of peers
+//!            fabric   what carries the bytes to a peer, and rails that are dialled
 //!            shake    a rail from nothing to connected, as initiator and as responder
 //!            life     a rail from connected to buried: first error, incident, drain
 //!            fence    proof from the peer that a former life's WRITEs can no longer land
@@ -19,6 +20,7 @@
 
 mod calls;
 mod event;
+mod fabric;
 mod fence;
 mod life;
 mod nics;
@@ -32,10 +34,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::SystemTime;
 
 use moonrail_datapath::core::port::Command;
+use moonrail_datapath::nic::{Fabric, Offer};
 use moonrail_datapath::units::{CoreId, Nanos, NicId, PeerId, Qpn};
 
 use crate::config::{LogLevel, LogRecord, RailOptions};
 use crate::connect::{Job, JobKind, NicFacts, Outcome};
+use crate::fabric::FabricPolicy;
 use crate::handle::{Incident, Notification};
 use crate::handshake::OwnEnd;
 use crate::metadata::{BufferEntry, KeySpace, PriorityMatrix, RpcMeta};
@@ -84,6 +88,8 @@ pub struct BrainConfig {
     pub matrix: PriorityMatrix,
     /// How rails are made.
     pub rails: RailOptions,
+    /// What may carry transfers by default.
+    pub fabrics: FabricPolicy,
     /// For one exchange with a peer, connection included.
     pub dial_timeout: Nanos,
     /// For one operation of the store.
@@ -95,6 +101,10 @@ pub struct BrainConfig {
 pub struct BrainNic {
     /// Name of the device.
     pub name: String,
+    /// What carries its bytes.
+    pub fabric: Fabric,
+    /// What is published for others to dial.
+    pub offer: Option<Offer>,
     /// What it was like at the start.
     pub facts: NicFacts,
     /// The user chose the GID: no other is taken when it vanishes.
@@ -146,7 +156,7 @@ enum Pending {
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Kind {
     Begin,
-    Open(PeerId),
+    Open(PeerId, FabricPolicy),
     Publish(u64),
     Message(PeerId),
     Shutdown,
@@ -314,6 +324,7 @@ impl Brain {
         let what = match &kind {
             JobKind::Make { .. } => "creating queue pairs",
             JobKind::Connect { .. } => "connecting queue pairs",
+            JobKind::Dial { .. } => "dialling a peer",
             JobKind::Fail { .. } => "moving queue pairs to ERR",
             JobKind::Destroy(_) => "destroying queue pairs",
             JobKind::Query { .. } => "querying the port",

@@ -1,7 +1,7 @@
 //! Our NICs coming and going. A port that goes down takes its rails with it at once; one that comes back is looked at
 //! anew (its GID may have moved) and its rails are connected without waiting for their back-off.
 
-use moonrail_datapath::nic::{AsyncEvent, PortState};
+use moonrail_datapath::nic::{AsyncEvent, Fabric, Offer, PortState};
 use moonrail_datapath::units::{CoreId, Nanos, NicId};
 
 use super::rail::End;
@@ -15,6 +15,8 @@ const LOOK_AGAIN: Nanos = Nanos::from_secs(1);
 
 pub(super) struct NicState {
     pub(super) name: String,
+    pub(super) fabric: Fabric,
+    pub(super) offer: Option<Offer>,
     pub(super) facts: NicFacts,
     /// Cores that can use it.
     pub(super) cores: Vec<CoreId>,
@@ -31,10 +33,12 @@ impl NicState {
     pub(super) fn new(nic: &BrainNic) -> Self {
         Self {
             name: nic.name.clone(),
+            fabric: nic.fabric,
+            offer: nic.offer,
             facts: nic.facts.clone(),
             cores: nic.cores.clone(),
             fixed_gid: nic.fixed_gid,
-            up: is_usable(&nic.facts),
+            up: nic.fabric.is_dialled() || is_usable(&nic.facts),
             dead: false,
             querying: false,
             query_again: false,
@@ -51,8 +55,10 @@ fn is_usable(facts: &NicFacts) -> bool {
 }
 
 impl Brain {
+    /// One of our RDMA NICs, by name: those that hellos are about.
     pub(super) fn nic_named(&self, device: &str) -> Option<NicId> {
-        self.nics.iter().position(|nic| nic.name == device).map(|at| NicId(at as u16))
+        let of_peers = |nic: &NicState| nic.fabric == Fabric::Rdma && nic.name == device;
+        self.nics.iter().position(of_peers).map(|at| NicId(at as u16))
     }
 
     /// One of our NICs, as hellos present it.

@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
+use moonrail_datapath::nic::{Fabric, Offer};
 use moonrail_datapath::units::{Nanos, NicId};
 
 use super::event::{Action, Answer, BeginError, CallId, StoreOp};
+use super::fabric::TCP_BATCH;
 use super::peer::NoReply;
 use super::{Brain, Kind, Pending, Timer};
 use crate::config::LogLevel;
@@ -15,7 +17,7 @@ use crate::metadata::rpc_meta::timestamp;
 use crate::metadata::{
     BufferEntry, DeviceEntry, NicPreference, PriorityMatrix, Protocol, RpcMeta, SegmentDescriptor, StoreError,
 };
-use crate::wire::{Frame, MessageType, NodeExtra};
+use crate::wire::{Frame, MessageType, NodeExtra, TcpPlace, Token};
 
 /// How long after a failure our keys are put again.
 const AGAIN: Nanos = Nanos::from_secs(1);
@@ -84,9 +86,10 @@ impl Own {
 impl Brain {
     /// What this node offers now.
     pub(super) fn own_descriptor(&self) -> SegmentDescriptor {
+        let rdma = || self.nics.iter().filter(|nic| nic.fabric == Fabric::Rdma);
         let mut matrix = self.config.matrix.clone();
         if matrix.0.is_empty() {
-            let preferred = self.nics.iter().map(|nic| nic.name.clone()).collect();
+            let preferred = rdma().map(|nic| nic.name.clone()).collect();
             matrix = PriorityMatrix(
                 [("cpu:0".to_owned(), NicPreference { preferred, available: Vec::new() })].into_iter().collect(),
             );
@@ -95,7 +98,7 @@ impl Brain {
         let mut descriptor = SegmentDescriptor {
             name: self.config.name.clone(),
             protocol: Protocol::Rdma,
-            devices: self.nics.iter().map(|nic| device_entry(&nic.name, &nic.facts)).collect(),
+            devices: rdma().map(|nic| device_entry(&nic.name, &nic.facts)).collect(),
             buffers: self.buffers.clone(),
             priority_matrix: matrix,
             timestamp: timestamp(time),
@@ -103,14 +106,36 @@ impl Brain {
             extra: self.own_extra(),
             ..SegmentDescriptor::default()
         };
-        descriptor.extra.path_mtus = self
-            .nics
-            .iter()
-            .map(|nic| (nic.name.clone(), nic.facts.active_mtu.min(self.config.rails.mtu_max)))
-            .collect();
+        self.offer_dialled(&mut descriptor);
+        descriptor.extra.path_mtus =
+            rdma().map(|nic| (nic.name.clone(), nic.facts.active_mtu.min(self.config.rails.mtu_max))).collect();
         // A descriptor that cannot be arranged was refused by `publish`, so this one can.
         let _ = descriptor.arrange();
         descriptor
+    }
+
+    /// What can be dialled here. A node without RDMA says in stock members where it serves TCP.
+    fn offer_dialled(&self, descriptor: &mut SegmentDescriptor) {
+        let host = &self.config.rpc.ip_or_host_name;
+        if descriptor.devices.is_empty() {
+            descriptor.protocol = Protocol::Tcp;
+            descriptor.priority_matrix = PriorityMatrix::default();
+            descriptor.tcp_data_host.clone_from(host);
+            descriptor.tcp_proto_version = 2;
+        }
+        for offer in self.nics.iter().filter_map(|nic| nic.offer) {
+            match offer {
+                Offer::Shm { token } => descriptor.extra.shm = Some(Token(token)),
+                Offer::Tcp { port } => {
+                    descriptor.extra.capabilities.push(TCP_BATCH.to_owned());
+                    if descriptor.protocol == Protocol::Tcp {
+                        descriptor.tcp_data_port = i32::from(port);
+                    } else {
+                        descriptor.extra.tcp = Some(TcpPlace { host: host.clone(), port });
+                    }
+                }
+            }
+        }
     }
 
     /// What every hello of ours says of this node.
@@ -183,8 +208,9 @@ impl Brain {
     }
 
     pub(super) fn publish(&mut self, id: CallId, buffers: Vec<BufferEntry>, until: Nanos) {
+        let rdma = self.nics.iter().filter(|nic| nic.fabric == Fabric::Rdma);
         let candidate = SegmentDescriptor {
-            devices: self.nics.iter().map(|nic| device_entry(&nic.name, &nic.facts)).collect(),
+            devices: rdma.map(|nic| device_entry(&nic.name, &nic.facts)).collect(),
             buffers,
             ..SegmentDescriptor::default()
         };
@@ -398,7 +424,7 @@ impl Brain {
         for id in self.callers(|kind| matches!(kind, Kind::Publish(_))) {
             self.finish(id, Answer::Published(Err(ControlError::Gone.into())));
         }
-        for id in self.callers(|kind| matches!(kind, Kind::Open(_))) {
+        for id in self.callers(|kind| matches!(kind, Kind::Open(..))) {
             self.finish(id, Answer::Opened(Err(ControlError::Gone.into())));
         }
         for id in self.callers(|kind| matches!(kind, Kind::Message(_))) {

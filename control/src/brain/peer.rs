@@ -8,8 +8,10 @@ use moonrail_datapath::transfer::{Peer, RemoteBuffer, RemoteBuffers, Route};
 use moonrail_datapath::units::{Gid, Lid, Nanos, PeerId, PeerNicId, Rkey};
 
 use super::event::{Action, Answer, Call, CallId, StoreOp, Token};
+use super::fabric::{Failed, PeerRoute};
 use super::{Brain, Kind, Pending};
 use crate::error::{ControlError, DialError, NotifyError, OpenError};
+use crate::fabric::FabricPolicy;
 use crate::handle::RemoteSegment;
 use crate::metadata::keys::segment_name;
 use crate::metadata::{Protocol, RpcMeta, SegmentDescriptor, StoreError, peer as p2p};
@@ -40,6 +42,10 @@ pub(super) struct PeerState {
     past: VecDeque<Incarnation>,
     /// Places in the brain's list of rails.
     pub(super) rails: Vec<usize>,
+    /// What carries its transfers, by policy; the first is this node's own policy. There are few policies.
+    pub(super) routes: Vec<PeerRoute>,
+    /// Fabrics that do not work towards it, by [`Fabric`].
+    pub(super) failed: [Option<Failed>; 3],
     /// When it was last opened, or work waited for it.
     pub(super) wanted: Option<Nanos>,
     /// Every rail failed: what waits was told so.
@@ -54,6 +60,19 @@ pub(super) enum NoReply {
     Location(String),
     /// It could not be reached.
     Dial(DialError),
+}
+
+impl PeerState {
+    /// Name of one of its NICs; of a dialled rail's far end, the fabric's.
+    pub(super) fn nic_name(&self, nic: PeerNicId) -> &str {
+        let dialled = nic.fabric().as_str();
+        self.nics.get(usize::from(nic.0)).map_or(dialled, String::as_str)
+    }
+
+    /// Its handshake address, if that is known.
+    pub(super) fn address(&self) -> Option<&RpcMeta> {
+        self.address.as_ref()
+    }
 }
 
 impl NoReply {
@@ -97,6 +116,8 @@ impl Brain {
             incarnation: None,
             past: VecDeque::new(),
             rails: Vec::new(),
+            routes: vec![PeerRoute::new(self.config.fabrics)],
+            failed: Default::default(),
             wanted: None,
             unreachable: false,
             cause: None,
@@ -120,8 +141,9 @@ impl Brain {
         Some(PeerNicId((nics.len() - 1) as u16))
     }
 
-    pub(super) fn open(&mut self, id: CallId, name: &str, fresh: bool, until: Nanos) {
+    pub(super) fn open(&mut self, id: CallId, name: &str, fresh: bool, policy: Option<FabricPolicy>, until: Nanos) {
         let name = segment_name(name);
+        let policy = policy.unwrap_or(self.config.fabrics);
         let refused = match crate::names::HostPort::parse(name) {
             Err(error) => Some(OpenError::Name(error)),
             Ok(_) => None,
@@ -137,15 +159,27 @@ impl Brain {
         self.peer_mut(peer).wanted = Some(self.now);
         if name == self.config.name {
             let own = self.own_descriptor();
-            let segment = self.take_descriptor(peer, own);
-            return self.answer(id, Answer::Opened(Ok(segment)));
+            self.take_descriptor(peer, own);
+            return self.opened(id, peer, policy);
         }
-        if let (Some(segment), false, false) = (self.peer(peer).segment.clone(), fresh, self.peer(peer).stale) {
+        if self.peer(peer).segment.is_some() && !fresh && !self.peer(peer).stale {
             self.connect_peer(peer);
-            return self.answer(id, Answer::Opened(Ok(segment)));
+            return self.opened(id, peer, policy);
         }
-        self.wait(id, until, Kind::Open(peer));
+        self.wait(id, until, Kind::Open(peer, policy));
         self.fetch(peer);
+    }
+
+    /// Answers who opened a segment whose descriptor is known.
+    fn opened(&mut self, id: CallId, peer: PeerId, policy: FabricPolicy) {
+        let name = self.peer(peer).shared.name().to_owned();
+        let view = self.view(peer, policy);
+        let answer = view.ok_or_else(|| OpenError::NotFound { name, at: self.config.metadata.clone() });
+        if self.kind_of(id).is_some() {
+            self.finish(id, Answer::Opened(answer));
+        } else {
+            self.answer(id, Answer::Opened(answer));
+        }
     }
 
     /// Asks for a peer's descriptor, unless that is being done.
@@ -204,22 +238,24 @@ impl Brain {
                 self.serve(rail);
             }
         }
-        let callers = self.callers(|kind| matches!(kind, Kind::Open(p) if *p == peer));
-        for id in callers {
-            self.finish(id, Answer::Opened(result.clone()));
+        for id in self.callers(|kind| matches!(kind, Kind::Open(p, _) if *p == peer)) {
+            match (&result, self.kind_of(id)) {
+                (Ok(()), Some(Kind::Open(_, policy))) => self.opened(id, peer, policy),
+                (Err(error), _) => self.finish(id, Answer::Opened(Err(error.clone()))),
+                (Ok(()), _) => {}
+            }
         }
     }
 
     /// A descriptor of a peer: keep it, number its NICs, connect to them.
-    pub(super) fn take_descriptor(&mut self, peer: PeerId, descriptor: SegmentDescriptor) -> Arc<RemoteSegment> {
+    pub(super) fn take_descriptor(&mut self, peer: PeerId, descriptor: SegmentDescriptor) {
         let name = self.peer(peer).shared.name().to_owned();
         if let Some(old) = &self.peer(peer).segment
             && old.descriptor.same_content(&descriptor)
         {
-            let segment = old.clone();
             self.peer_mut(peer).stale = false;
             self.connect_peer(peer);
-            return segment;
+            return;
         }
         let server = descriptor.server_name().to_owned();
         if !server.is_empty() && server != self.peer(peer).server {
@@ -232,16 +268,16 @@ impl Brain {
         }
         let incarnation = descriptor.extra.incarnation;
         let state = self.peer_mut(peer);
-        let buffers = remote_buffers(&state.shared, &descriptor, &numbers, state.nics.len());
+        let buffers = remote_buffers(&state.shared, &state.routes[0].route, &descriptor, &numbers, state.nics.len());
         let segment = Arc::new(RemoteSegment { name, descriptor: Arc::new(descriptor), buffers: Arc::new(buffers) });
         state.segment = Some(segment.clone());
         state.stale = false;
+        self.forget_views(peer);
         if let Some(incarnation) = incarnation {
             let boot_id = segment.descriptor.extra.boot_id.clone();
             self.note_life(peer, incarnation, boot_id.as_deref(), None);
         }
         self.connect_peer(peer);
-        segment
     }
 
     /// Makes the rails that lead to a peer's published NICs, and begins to connect those that are down.
@@ -313,16 +349,20 @@ impl Brain {
                 }
                 Err(error) => self.replied(token, Err(NoReply::Location(error.to_string()))),
             },
-            Some(keys) => {
-                let op = StoreOp::Get(keys.rpc_meta(&name));
+            Some(_) => {
                 self.peer_mut(peer).to_dial.push((token, frame));
-                if self.peer(peer).locating.is_none() {
-                    let locating = self.token(Pending::Locate(peer));
-                    self.peer_mut(peer).locating = Some(locating);
-                    self.ask_store(locating, op);
-                }
+                self.locate(peer);
             }
         }
+    }
+
+    /// Asks the store where a peer answers, unless that is being done.
+    pub(super) fn locate(&mut self, peer: PeerId) {
+        let Some(keys) = self.config.store.as_ref().filter(|_| self.peer(peer).locating.is_none()) else { return };
+        let op = StoreOp::Get(keys.rpc_meta(self.peer(peer).shared.name()));
+        let locating = self.token(Pending::Locate(peer));
+        self.peer_mut(peer).locating = Some(locating);
+        self.ask_store(locating, op);
     }
 
     pub(super) fn dial_at(&mut self, token: Token, address: RpcMeta, frame: Frame) {
@@ -350,6 +390,14 @@ impl Brain {
                 Err(why) => self.replied(token, Err(NoReply::Location(why.clone()))),
             }
         }
+        // A dialled rail may have waited for it.
+        for rail in self.peer(peer).rails.clone() {
+            match &address {
+                Ok(_) => self.attempt(rail),
+                Err(why) if self.waits_for_address(rail) => self.attempt_failed(rail, why),
+                Err(_) => {}
+            }
+        }
     }
 
     /// The address did not answer: ask for it again next time, the node may have moved.
@@ -375,7 +423,7 @@ impl Brain {
                     return;
                 }
                 match value.map(|text| SegmentDescriptor::decode(&text)) {
-                    Some(Ok(descriptor)) => drop(self.take_descriptor(peer, descriptor)),
+                    Some(Ok(descriptor)) => self.take_descriptor(peer, descriptor),
                     Some(Err(_)) | None => self.peer_mut(peer).stale = true,
                 }
             }
@@ -458,6 +506,7 @@ impl Brain {
 /// A descriptor's buffers as the data path wants them: sorted, without overlap, keys by [`PeerNicId`].
 fn remote_buffers(
     peer: &Arc<Peer>,
+    route: &Arc<Route>,
     descriptor: &SegmentDescriptor,
     numbers: &[Option<PeerNicId>],
     nics: usize,
@@ -488,11 +537,12 @@ fn remote_buffers(
         buffers.push(RemoteBuffer {
             extent: Extent { addr, len: entry_end - addr },
             rkeys: rkeys.into_boxed_slice(),
-            open: false,
+            // Over TCP a node serves whatever it registered; a moonrail node publishes only what is for peers.
+            open: descriptor.protocol == Protocol::Tcp || !entry.rkeys.is_empty(),
             location: entry.name.clone(),
         });
     }
-    RemoteBuffers::new(peer.clone(), Route::any(), buffers)
+    RemoteBuffers::new(peer.clone(), route.clone(), buffers)
 }
 
 /// Whether a published NIC can be connected to at all.

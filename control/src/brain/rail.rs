@@ -6,7 +6,7 @@ use std::sync::Arc;
 use moonrail_datapath::core::counters::RailCounters;
 use moonrail_datapath::core::port::RailKey;
 use moonrail_datapath::nic::qp::Reset;
-use moonrail_datapath::nic::{AdminHalf, ConnectedQp, PostHalf, Qp};
+use moonrail_datapath::nic::{AdminHalf, ConnectedQp, Fabric, PostHalf, Qp};
 use moonrail_datapath::units::{CoreId, Gid, Mtu, Nanos, NicId, PeerId, PeerNicId, Qpn, RailId};
 
 use super::event::{ConnId, Token};
@@ -21,6 +21,8 @@ pub(super) struct Rail {
     pub(super) peer: PeerId,
     pub(super) nic: NicId,
     pub(super) peer_nic: PeerNicId,
+    /// What carries its bytes; if it is dialled, there is no handshake.
+    pub(super) fabric: Fabric,
     /// The core of the present, or next, life.
     pub(super) core: CoreId,
     /// `server@device` of the peer's end.
@@ -87,6 +89,8 @@ pub(super) enum Then {
 pub(super) enum End {
     /// No queue pairs.
     Down,
+    /// A job dials this peer.
+    Dialling(PeerEnd),
     /// A job makes queue pairs; for our own hello, or for a peer's.
     Making(Option<Box<(Inbound, PeerEnd)>>),
     /// Queue pairs in RESET that our hello names.
@@ -156,7 +160,7 @@ impl OldLife {
 impl Rail {
     /// Whether a job has the queue pairs of the present end.
     pub(super) fn is_busy(&self) -> bool {
-        matches!(self.end, End::Making(_) | End::Connecting { .. })
+        matches!(self.end, End::Dialling(_) | End::Making(_) | End::Connecting { .. })
     }
 
     /// Whether queue pairs that the peer may be connected to are still on their way to ERR, or to be destroyed. As long as
@@ -168,7 +172,7 @@ impl Rail {
     /// How far it is, for the judges. Not to be asked while busy.
     pub(super) fn progress(&self) -> Progress<'_> {
         match &self.end {
-            End::Down | End::Making(_) | End::Connecting { .. } => Progress::Nothing,
+            End::Down | End::Dialling(_) | End::Making(_) | End::Connecting { .. } => Progress::Nothing,
             End::Asking { ours, .. } => Progress::Asked(ours),
             End::Half { ours, theirs, .. } => Progress::Half(ours, theirs),
             End::Whole(life) => Progress::Whole(&life.ours, &life.theirs),
@@ -180,7 +184,7 @@ impl Rail {
         match &self.end {
             End::Asking { ours, .. } | End::Connecting { ours, .. } | End::Half { ours, .. } => Some(ours),
             End::Whole(life) => Some(&life.ours),
-            End::Down | End::Making(_) => None,
+            End::Down | End::Dialling(_) | End::Making(_) => None,
         }
     }
 
@@ -189,15 +193,16 @@ impl Rail {
         match &self.end {
             End::Connecting { theirs, .. } | End::Half { theirs, .. } => Some(theirs),
             End::Whole(life) => Some(&life.theirs),
-            End::Down | End::Making(_) | End::Asking { .. } => None,
+            End::Down | End::Dialling(_) | End::Making(_) | End::Asking { .. } => None,
         }
     }
 
     pub(super) fn path_mtu(&self) -> Option<Mtu> {
         match &self.end {
             End::Connecting { mtu, .. } | End::Half { mtu, .. } => Some(*mtu),
-            End::Whole(life) => Some(life.mtu),
-            End::Down | End::Making(_) | End::Asking { .. } => None,
+            // A dialled rail has no packets.
+            End::Whole(life) => (!self.fabric.is_dialled()).then_some(life.mtu),
+            End::Down | End::Dialling(_) | End::Making(_) | End::Asking { .. } => None,
         }
     }
 
@@ -217,7 +222,7 @@ impl Rail {
     pub(super) fn state(&self) -> RailState {
         match &self.end {
             End::Down => RailState::Down,
-            End::Making(_) | End::Asking { .. } | End::Connecting { .. } => RailState::Connecting,
+            End::Dialling(_) | End::Making(_) | End::Asking { .. } | End::Connecting { .. } => RailState::Connecting,
             End::Half { .. } => RailState::Waiting,
             End::Whole(life) if life.proven.is_some() => RailState::Usable,
             End::Whole(_) => RailState::Trial,

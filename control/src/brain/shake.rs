@@ -11,15 +11,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use moonrail_datapath::core::port::{Command, RailKey, RailSpec};
-use moonrail_datapath::nic::QpCaps;
-use moonrail_datapath::units::{CoreId, Mtu, Nanos, NicId, PeerId, Qpn, RailId, SqPsn};
+use moonrail_datapath::nic::{Fabric, QpCaps};
+use moonrail_datapath::units::{CoreId, Mtu, Nanos, NicId, PeerId, PeerNicId, Qpn, RailId, SqPsn};
 
 use super::peer::{NoReply, is_connectable};
 use super::rail::{End, Inbound, Life, Rail, Then};
 use super::{Brain, Pending, Timer};
 use crate::connect::{JobKind, Outcome, Unused};
+use crate::handle::RemoteSegment;
 use crate::handshake::{self, OwnEnd, PeerEnd, Progress, initiator, responder};
-use crate::metadata::Protocol;
 use crate::repair::{Backoff, MtuTrial};
 use crate::wire::{Frame, Hello, MessageType, rejection};
 
@@ -40,12 +40,9 @@ const WANTED_FOR: Nanos = Nanos::from_secs(30);
 impl Brain {
     // ---- which rails there are ----
 
-    /// The rails to a peer's published NICs: all pairs of a few, else those most alike and at least two for each NIC of ours.
-    pub(super) fn plan_rails(&mut self, peer: PeerId) {
-        let Some(segment) = self.peer(peer).segment.clone() else { return };
-        if segment.descriptor.protocol != Protocol::Rdma {
-            return;
-        }
+    /// The rails from one NIC to a peer's published ones: all pairs of a few, else those most alike and at least two for
+    /// each NIC of ours.
+    pub(super) fn plan_rdma(&mut self, peer: PeerId, nic: NicId, segment: &RemoteSegment) {
         let devices: Vec<&str> = segment
             .descriptor
             .devices
@@ -54,10 +51,8 @@ impl Brain {
             .map(|d| d.name.as_str())
             .collect();
         let own_segment = segment.name == self.config.name;
-        for nic in 0..self.nics.len() {
-            for at in self.partners(nic, &devices, own_segment) {
-                self.new_rail(peer, NicId(nic as u16), devices[at]);
-            }
+        for at in self.partners(usize::from(nic.0), &devices, own_segment) {
+            self.new_rail(peer, nic, devices[at]);
         }
     }
 
@@ -78,7 +73,8 @@ impl Brain {
                 return of_peer;
             }
         }
-        if self.nics.len() <= FULL_MESH && devices.len() <= FULL_MESH {
+        let ours = self.nics.iter().filter(|nic| nic.fabric == Fabric::Rdma).count();
+        if ours <= FULL_MESH && devices.len() <= FULL_MESH {
             return (0..devices.len()).collect();
         }
         let Some(first) = same.or((!devices.is_empty()).then(|| nic % devices.len())) else { return Vec::new() };
@@ -92,19 +88,35 @@ impl Brain {
         if let Some(rail) = self.by_path.get(&(nic, peer_path.clone())).copied() {
             return Some(rail);
         }
+        let peer_nic = self.peer_nic(peer, device)?;
+        let count = self.config.rails.qps_per_rail;
+        let rail = self.add_rail(peer, nic, peer_nic, peer_path.clone(), count)?;
+        self.by_path.insert((nic, peer_path), rail);
+        Some(rail)
+    }
+
+    /// A new rail with `count` queue pairs. `None`: no more are kept.
+    pub(super) fn add_rail(
+        &mut self,
+        peer: PeerId,
+        nic: NicId,
+        peer_nic: PeerNicId,
+        peer_path: String,
+        count: usize,
+    ) -> Option<usize> {
         if self.rails.len() >= MAX_RAILS {
             return None;
         }
-        let peer_nic = self.peer_nic(peer, device)?;
         let at = self.rails.len();
         self.rails.push(Rail {
             id: RailId(at as u32),
             peer,
             nic,
             peer_nic,
+            fabric: peer_nic.fabric(),
             core: CoreId(0),
-            peer_path: peer_path.clone(),
-            count: self.config.rails.qps_per_rail,
+            peer_path,
+            count,
             counters: Arc::default(),
             lives: 0,
             end: End::Down,
@@ -126,7 +138,6 @@ impl Brain {
             dying: 0,
         });
         self.rails[at].core = self.choose_core(at);
-        self.by_path.insert((nic, peer_path), at);
         self.peer_mut(peer).rails.push(at);
         Some(at)
     }
@@ -168,19 +179,27 @@ impl Brain {
         if !ready || self.stopping || !self.is_wanted(rail) {
             return;
         }
-        self.rails[rail].retry_at = None;
-        self.make(rail, None);
+        if !state.fabric.is_dialled() {
+            self.rails[rail].retry_at = None;
+            self.make(rail, None);
+        } else if self.uses(rail) {
+            self.rails[rail].retry_at = None;
+            self.dial_rail(rail);
+        }
+    }
+
+    /// A rail stays with its core, which alone writes its counters, as long as that core has the NIC.
+    pub(super) fn core_for(&self, rail: usize) -> CoreId {
+        let state = &self.rails[rail];
+        let stays = self.nics[usize::from(state.nic.0)].cores.contains(&state.core);
+        if stays { state.core } else { self.choose_core(rail) }
     }
 
     fn make(&mut self, rail: usize, for_peer: Option<(Inbound, PeerEnd)>) {
         if let Some((_, theirs)) = &for_peer {
             self.rails[rail].count = theirs.qpns.len();
         }
-        // A rail stays with its core, which alone writes its counters, as long as that core has the NIC.
-        let mut core = self.rails[rail].core;
-        if !self.nics[usize::from(self.rails[rail].nic.0)].cores.contains(&core) {
-            core = self.choose_core(rail);
-        }
+        let core = self.core_for(rail);
         let options = &self.config.rails;
         let caps = QpCaps {
             max_send_wr: options.max_send_wr,
@@ -197,6 +216,7 @@ impl Brain {
     /// A job for the present end is done.
     pub(super) fn end_job_done(&mut self, rail: usize, outcome: Outcome) {
         match (std::mem::replace(&mut self.rails[rail].end, End::Down), outcome) {
+            (End::Dialling(theirs), outcome) => return self.dialled(rail, theirs, outcome),
             (End::Making(for_peer), Outcome::Made(Ok(qps))) => {
                 let qpns: Vec<Qpn> = qps.iter().map(moonrail_datapath::nic::Qp::qpn).collect();
                 let psns =
@@ -353,7 +373,7 @@ impl Brain {
         };
         let peer = self.rails[rail].peer;
         let own_path = self.own_nic(self.rails[rail].nic).path;
-        let device = self.peer(peer).nics[usize::from(self.rails[rail].peer_nic.0)].clone();
+        let device = self.peer(peer).nic_name(self.rails[rail].peer_nic).to_owned();
         let known = self.known_gid(peer, &device);
         let state = &self.rails[rail];
         let step = initiator::judge(&reply, asked, &own_path, &state.peer_path, known, state.progress());
@@ -454,7 +474,7 @@ impl Brain {
     /// makes us connect to an address of its choice.
     fn has_to_look_up(&self, rail: usize, inbound: &Inbound) -> bool {
         let state = &self.rails[rail];
-        let device = &self.peer(state.peer).nics[usize::from(state.peer_nic.0)];
+        let device = self.peer(state.peer).nic_name(state.peer_nic);
         self.config.store.is_some()
             && !inbound.looked_up
             && !inbound.hello.is_ready_ack()
@@ -472,7 +492,7 @@ impl Brain {
         }
         let peer = self.rails[rail].peer;
         let own_path = self.own_nic(self.rails[rail].nic).path;
-        let device = self.peer(peer).nics[usize::from(self.rails[rail].peer_nic.0)].clone();
+        let device = self.peer(peer).nic_name(self.rails[rail].peer_nic).to_owned();
         let known = self.known_gid(peer, &device);
         let state = &self.rails[rail];
         match responder::judge(&inbound.hello, &own_path, &state.peer_path, known, state.progress()) {
@@ -540,7 +560,7 @@ impl Brain {
         }
     }
 
-    fn adopt(
+    pub(super) fn adopt(
         &mut self,
         rail: usize,
         ours: OwnEnd,
@@ -580,7 +600,9 @@ impl Brain {
         state.end = End::Whole(life);
         self.at(self.now.plus(TRIAL_WITHIN), Timer::Rail(rail));
         // It made fresh queue pairs for this pair of NICs and said that they are ready: what it had before is retired.
-        self.prove(rail);
+        if !self.rails[rail].fabric.is_dialled() {
+            self.prove(rail);
+        }
     }
 
     // ---- failing ----

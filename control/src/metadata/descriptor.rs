@@ -57,7 +57,7 @@ pub struct DeviceEntry {
 /// One registered range.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct BufferEntry {
-    /// rdma: memory location (`cpu:0`, `cuda:1`, `*`, `segments:…`); tcp: the segment's name. Not empty.
+    /// Memory location (`cpu:0`, `cuda:1`, `*`, `segments:…`); of a stock tcp node its name. Not empty.
     pub name: String,
     /// First address in the owner's process; not 0.
     pub addr: u64,
@@ -183,6 +183,8 @@ struct ReadBuffer<'a> {
     #[serde(default)]
     lkey: Option<&'a RawValue>,
     #[serde(default)]
+    location: Option<&'a RawValue>,
+    #[serde(default)]
     rkey: Option<&'a RawValue>,
 }
 
@@ -220,6 +222,8 @@ struct WrittenBuffer<'a> {
     length: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     lkey: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    location: Option<&'a str>,
     name: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     rkey: Option<Vec<u32>>,
@@ -280,8 +284,12 @@ impl SegmentDescriptor {
         buffers
             .into_iter()
             .map(|buffer| {
+                let name = json::string("buffers.name", buffer.name)?;
+                // A stock tcp node has its own name there, and nowhere the location.
+                let location = buffer.location.filter(|_| !rdma && !name.is_empty());
+                let location = location.map(|raw| json::string("buffers.location", Some(raw))).transpose()?;
                 Ok(BufferEntry {
-                    name: json::string("buffers.name", buffer.name)?,
+                    name: location.filter(|location| !location.is_empty()).unwrap_or(name),
                     addr: json::unsigned("buffers.addr", buffer.addr)?,
                     length: json::unsigned("buffers.length", buffer.length)?,
                     lkeys: keys("buffers.lkey", buffer.lkey)?.into_iter().map(Lkey).collect(),
@@ -322,12 +330,17 @@ impl SegmentDescriptor {
     /// The text for etcd and the handshake socket: compact, alphabetical, ended by a newline.
     pub fn encode(&self) -> Vec<u8> {
         let rdma = self.protocol == Protocol::Rdma;
-        let buffers = self.buffers.iter().map(|b| WrittenBuffer {
-            addr: b.addr,
-            length: b.length,
-            lkey: rdma.then(|| b.lkeys.iter().map(|k| k.0).collect()),
-            name: &b.name,
-            rkey: rdma.then(|| b.rkeys.iter().map(|k| k.0).collect()),
+        let buffers = self.buffers.iter().map(|b| {
+            // In tcp descriptors `name` is the node's, as stock has it; what moonrail knows of the place stands beside it.
+            let moved = !rdma && b.name != self.name && !self.name.is_empty();
+            WrittenBuffer {
+                addr: b.addr,
+                length: b.length,
+                lkey: rdma.then(|| b.lkeys.iter().map(|k| k.0).collect()),
+                location: moved.then_some(&b.name),
+                name: if moved { &self.name } else { &b.name },
+                rkey: rdma.then(|| b.rkeys.iter().map(|k| k.0).collect()),
+            }
         });
         let devices = self.devices.iter().map(|d| WrittenDevice { gid: &d.gid, lid: d.lid.0, name: &d.name });
         json::line(&WrittenSegment {

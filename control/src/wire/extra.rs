@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::str::FromStr;
 
 use moonrail_datapath::units::{Mtu, Qpn, SqPsn};
 use serde::de::{IgnoredAny, SeqAccess, Visitor};
@@ -38,18 +37,29 @@ impl fmt::Debug for Incarnation {
     }
 }
 
-impl FromStr for Incarnation {
-    type Err = std::num::ParseIntError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        u64::from_str_radix(text, 16).map(Self)
-    }
-}
-
 impl Serialize for Incarnation {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(self)
     }
+}
+
+/// Names the memory that a node shares on its host; drawn at random. On the wire like [`Incarnation`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Token(pub u64);
+
+impl Serialize for Token {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&format_args!("{:016x}", self.0))
+    }
+}
+
+/// Host and port of a TCP data socket.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct TcpPlace {
+    /// Name or address.
+    pub host: String,
+    /// Port, never 0.
+    pub port: u16,
 }
 
 /// What a node says of itself, in its hellos and in its segment descriptor.
@@ -67,6 +77,12 @@ pub struct NodeExtra {
     /// Active path MTU by device name, in bytes; in descriptors only.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", serialize_with = "mtus")]
     pub path_mtus: BTreeMap<String, Mtu>,
+    /// Its token for shared memory; in descriptors only. Good for processes under the same boot id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shm: Option<Token>,
+    /// Where it serves the TCP data protocol; in descriptors of RDMA nodes only: others say it in stock members.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<TcpPlace>,
 }
 
 impl NodeExtra {
@@ -159,27 +175,46 @@ struct Read<'a> {
     path_mtu: Option<&'a RawValue>,
     path_mtus: Option<&'a RawValue>,
     serial: Option<&'a RawValue>,
+    shm: Option<&'a RawValue>,
     sq_psn: Option<&'a RawValue>,
+    tcp: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct ReadPlace<'a> {
+    #[serde(borrow, default)]
+    host: Option<&'a RawValue>,
+    #[serde(default)]
+    port: Option<&'a RawValue>,
 }
 
 impl Read<'_> {
     fn node(&self) -> Result<NodeExtra, JsonError> {
-        let incarnation = match self.incarnation {
-            None => None,
-            Some(raw) => Some(
-                json::string("moonrail.incarnation", Some(raw))?
-                    .parse()
-                    .map_err(|_| json::wrong("moonrail.incarnation", "a string of hexadecimal digits", raw))?,
-            ),
+        let hex = |member, raw: Option<&RawValue>| -> Result<Option<u64>, JsonError> {
+            let Some(raw) = raw else { return Ok(None) };
+            let number = u64::from_str_radix(&json::string(member, Some(raw))?, 16);
+            number.map(Some).map_err(|_| json::wrong(member, "a string of hexadecimal digits", raw))
         };
         Ok(NodeExtra {
             boot_id: self.boot_id.map(|raw| json::string("moonrail.boot_id", Some(raw))).transpose()?,
             capabilities: list("moonrail.capabilities", self.capabilities, MAX_CAPABILITIES)?
                 .whole()
                 .unwrap_or_default(),
-            incarnation,
+            incarnation: hex("moonrail.incarnation", self.incarnation)?.map(Incarnation),
             path_mtus: self.mtus()?,
+            shm: hex("moonrail.shm", self.shm)?.map(Token),
+            tcp: self.tcp()?,
         })
+    }
+
+    fn tcp(&self) -> Result<Option<TcpPlace>, JsonError> {
+        let Some(raw) = self.tcp else { return Ok(None) };
+        let read: ReadPlace<'_> = serde_json::from_str(raw.get())
+            .map_err(|_| json::wrong("moonrail.tcp", "an object with host and port", raw))?;
+        let host = json::string("moonrail.tcp.host", read.host)?;
+        let port = u16::try_from(json::unsigned("moonrail.tcp.port", read.port)?).unwrap_or(0);
+        // A place that cannot be dialled is none.
+        Ok((port != 0 && !host.is_empty()).then_some(TcpPlace { host, port }))
     }
 
     /// Sizes this build does not know (a later version's) are left out rather than refused.

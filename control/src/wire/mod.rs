@@ -12,7 +12,7 @@ pub mod json;
 pub mod notify;
 pub mod rejection;
 
-pub use extra::{HelloExtra, Incarnation, NodeExtra};
+pub use extra::{HelloExtra, Incarnation, NodeExtra, TcpPlace, Token};
 pub use frame::{Frame, FrameDecoder, FrameError, Framing, MessageType};
 pub use hello::{GidText, Hello, HelloError, NicPath, NicPathError};
 pub use notify::{Notify, NotifyError, NotifyReply};

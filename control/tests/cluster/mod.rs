@@ -13,6 +13,7 @@ use moonrail_control::brain::{
     Action, Answer, Brain, BrainConfig, BrainNic, Call, CallId, ConnId, Event, StoreOp, Token,
 };
 use moonrail_control::connect::NicFacts;
+use moonrail_control::fabric::FabricPolicy;
 use moonrail_control::gid;
 use moonrail_control::metadata::{BufferEntry, KeySpace, PriorityMatrix, RpcMeta};
 use moonrail_control::wire::{Frame, Incarnation};
@@ -176,7 +177,7 @@ impl Cluster {
                 cqs.push(Some(handle));
             }
             let choice = gid::choose(&nic.gids().unwrap(), None).unwrap();
-            control_nics.push(ControlNic { nic, gid: choice, cqs });
+            control_nics.push(ControlNic { nic, gid: Some(choice), cqs });
             nic_ids.push(id);
         }
         let doorbell = Arc::new(Doorbell::new().unwrap());
@@ -201,18 +202,21 @@ impl Cluster {
         let region = Arc::new(Region::new(memory, vec![chunk], "cpu:0".into(), true));
         let facts = |n: &ControlNic| {
             let port = n.nic.query_port().unwrap();
+            let gid = n.gid.as_ref().unwrap();
             NicFacts {
                 state: port.state,
                 link_layer: port.link_layer,
                 lid: port.lid,
                 active_mtu: port.active_mtu.unwrap(),
-                gid: n.gid.gid,
-                kind: n.gid.kind,
-                index: Some(n.gid.index),
+                gid: gid.gid,
+                kind: gid.kind,
+                index: Some(gid.index),
             }
         };
         let brain_nics = control_nics.iter().map(|n| BrainNic {
             name: n.nic.name().to_owned(),
+            fabric: n.nic.fabric(),
+            offer: n.nic.offer(),
             facts: facts(n),
             fixed_gid: false,
             cores: (0..cores.len() as u16).map(CoreId).collect(),
@@ -231,6 +235,7 @@ impl Cluster {
             cores: cores.len() as u16,
             matrix: PriorityMatrix::parse(&format!("{{\"cpu:0\": [[\"{}\"], []]}}", names.join("\",\""))).unwrap(),
             rails: self.rails.clone(),
+            fabrics: FabricPolicy::default(),
             dial_timeout: Nanos::from_secs(2),
             store_timeout: Nanos::from_secs(1),
         });
@@ -506,7 +511,7 @@ impl Cluster {
     /// Opens the segment of `to` at `from`, or says why not.
     pub(crate) fn open(&mut self, from: usize, to: usize) -> Result<Arc<RemoteSegment>, String> {
         let name = self.nodes[to].name.clone();
-        let id = self.call(from, Call::Open { name, fresh: false }, Nanos::from_secs(5));
+        let id = self.call(from, Call::Open { name, fresh: false, policy: None }, Nanos::from_secs(5));
         self.await_open(from, id)
     }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use moonrail_control::fabric::FabricPolicy;
 use moonrail_control::gid;
 use moonrail_control::metadata::PriorityMatrix;
 use moonrail_control::{
@@ -83,7 +84,7 @@ pub(crate) fn node(world: &SimWorld, number: u8, options: Options) -> Result<Nod
             cqs.push(Some(handle));
         }
         let gid = gid::choose(&nic.gids().unwrap(), None).unwrap();
-        nics.push(ControlNic { nic: nic.clone(), gid, cqs });
+        nics.push(ControlNic { nic: nic.clone(), gid: Some(gid), cqs });
     }
     let mut cores = Vec::new();
     for ((inbox, outbox), nics) in inboxes.iter().zip(&outboxes).zip(queues) {
@@ -118,6 +119,7 @@ pub(crate) fn node(world: &SimWorld, number: u8, options: Options) -> Result<Nod
         matrix: PriorityMatrix::default(),
         handshake: options.handshake,
         rails: options.rails,
+        fabrics: FabricPolicy::default(),
         clock,
         log: Arc::new(move |record| {
             if std::env::var_os("RIG_LOG").is_some() {

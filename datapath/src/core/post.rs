@@ -147,7 +147,8 @@ impl Core {
     fn claim_from(&mut self, seat: u32, slot: usize, rail: usize, room: &mut Room, now: Nanos) -> bool {
         while room.is_left() {
             let Some(work) = &self.works[seat as usize].work else { return false };
-            if now < self.works[seat as usize].keyless_until {
+            let allowed = work.remote().route.allows(self.rails[rail].peer_nic.fabric());
+            if !allowed || now < self.works[seat as usize].keyless_until {
                 room.blocked = true;
                 return work.has_unclaimed() || work.has_returned();
             }

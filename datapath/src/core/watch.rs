@@ -36,6 +36,9 @@ impl Core {
             let Some(work) = &entry.work else { continue };
             if entry.home && work.deadline() <= now && !work.is_closed() {
                 self.end_work(seat, SliceError::of(Cause::Deadline));
+            } else if entry.home && work.remote().route.fabrics() == 0 && !work.is_closed() {
+                // Control found nothing that may carry it.
+                self.end_work(seat, SliceError::of(Cause::Unreachable));
             } else if entry.outstanding == 0 || work.is_terminal() {
                 // Others may have ended it, or its caller closed it.
                 self.mark_dirty(seat);

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use moonrail_control::FabricPolicy;
+use moonrail_datapath::nic::Fabric;
 use moonrail_datapath::slice::SliceRule;
 use moonrail_datapath::units::Mtu;
 
@@ -38,6 +40,10 @@ pub(crate) struct Given {
     pub(crate) metrics: Option<Duration>,
     pub(crate) transfer_timeout: Option<Duration>,
     pub(crate) handshake_connect_timeout: Option<Duration>,
+    pub(crate) fabrics: Option<Vec<Fabric>>,
+    pub(crate) policy: FabricPolicy,
+    pub(crate) tcp_status_timeout: Option<Duration>,
+    pub(crate) tcp_progress_timeout: Option<Duration>,
 }
 
 /// Everything decided.
@@ -76,6 +82,13 @@ pub(crate) struct Settings {
     pub(crate) log_level: Level,
     pub(crate) log_dir: Option<PathBuf>,
     pub(crate) metrics: Option<Duration>,
+    /// `None`: shared memory, RDMA, and TCP where there is no RDMA NIC.
+    pub(crate) fabrics: Option<Vec<Fabric>>,
+    pub(crate) policy: FabricPolicy,
+    pub(crate) tcp_lanes: usize,
+    pub(crate) tcp_v1: bool,
+    pub(crate) tcp_status_timeout: Duration,
+    pub(crate) tcp_progress_timeout: Duration,
 }
 
 /// Where the NIC priority matrix comes from.

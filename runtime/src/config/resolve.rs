@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use moonrail_control::FabricPolicy;
 use moonrail_datapath::limits::FRAGMENT_LIMIT;
+use moonrail_datapath::nic::Fabric;
 use moonrail_datapath::slice::SliceRule;
 use moonrail_datapath::units::Mtu;
 
@@ -62,6 +64,18 @@ impl Settings {
             log_level: pick.log_level(),
             log_dir: pick.log_dir(),
             metrics: pick.metrics()?,
+            fabrics: given.fabrics.clone().or_else(|| pick.env.present("MC_FORCE_TCP").then(|| vec![Fabric::Tcp])),
+            policy: pick.policy(),
+            tcp_lanes: pick
+                .optional_integer("tcp_lanes", &["MC_TCP_LANES_PER_PEER", "MC_TCP_MAX_CONNECTIONS_PER_PEER"])?
+                .map_or(4, |lanes| lanes as usize),
+            tcp_v1: given
+                .flags
+                .get("tcp_v1")
+                .copied()
+                .unwrap_or_else(|| pick.env.text("MC_TCP_PROTO").as_deref() == Some("1")),
+            tcp_status_timeout: pick.seconds("tcp_status_timeout", given.tcp_status_timeout)?,
+            tcp_progress_timeout: pick.seconds("tcp_progress_timeout", given.tcp_progress_timeout)?,
         })
     }
 }
@@ -117,6 +131,12 @@ impl Pick<'_, '_> {
 
     fn text(&self, option: &str, name: &str) -> Option<String> {
         self.given.texts.get(option).cloned().or_else(|| self.env.text(name)).filter(|text| !text.is_empty())
+    }
+
+    fn policy(&self) -> FabricPolicy {
+        let FabricPolicy { require, prefer } = self.given.policy;
+        let forced = self.env.present("MC_FORCE_HCA") && self.given.policy == FabricPolicy::default();
+        FabricPolicy { require: require.or(forced.then_some(Fabric::Rdma)), prefer }
     }
 
     fn mtu(&mut self) -> Result<Mtu, BuildError> {
@@ -343,9 +363,9 @@ mod tests {
 
     #[test]
     fn variables_without_meaning_are_named_once() {
-        let read = |name: &str| (name == "MC_WORKERS_PER_CTX" || name == "MC_FORCE_TCP").then(String::new);
+        let read = |name: &str| (name == "MC_WORKERS_PER_CTX" || name == "MC_TCP_SLICE_SIZE").then(String::new);
         let line = Environment::new(&read).ignored().unwrap();
-        assert!(line.contains("MC_WORKERS_PER_CTX (") && line.contains("MC_FORCE_TCP ("), "{line}");
+        assert!(line.contains("MC_WORKERS_PER_CTX (") && line.contains("MC_TCP_SLICE_SIZE ("), "{line}");
         assert!(Environment::new(&|_| None).ignored().is_none());
     }
 

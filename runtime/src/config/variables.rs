@@ -70,7 +70,7 @@ const NO_TENT: &str = "there is one engine here";
 const NO_GPU: &str = "memory is host memory here";
 const NO_EFA: &str = "EFA NICs are not supported";
 const NO_REDIS: &str = "redis is not supported; use etcd, http or P2PHANDSHAKE";
-const NO_TCP: &str = "the TCP fabric is not part of this version";
+const NO_ADMISSION: &str = "slices wait with their batch, and a full ring makes submit answer busy";
 const NO_TWO_SIDED: &str = "transfers are one-sided; notifications go over the handshake port";
 const NO_TRACK: &str = "incidents tell which work request failed, how old it was and what followed";
 
@@ -241,6 +241,41 @@ pub const VARIABLES: &[Variable] = &[
         "nic_priority_matrix_file",
         "NIC priority matrix",
     ),
+    option("MC_FORCE_TCP", Presence, "off", ANY, "fabrics", "TCP only"),
+    option("MC_FORCE_HCA", Presence, "off", ANY, "require", "RDMA or nothing"),
+    option("MC_TCP_LANES_PER_PEER", Atoi, "4", Integers(1, 16), "tcp_lanes", "Connections per peer over TCP"),
+    option(
+        "MC_TCP_MAX_CONNECTIONS_PER_PEER",
+        Atoi,
+        "4",
+        Integers(1, 16),
+        "tcp_lanes",
+        "Old name of MC_TCP_LANES_PER_PEER, where that is unset",
+    ),
+    option(
+        "MC_TCP_PROTO",
+        Text,
+        "2",
+        Values::Text("1"),
+        "tcp_v1",
+        "1: version 1 of the TCP protocol towards stock peers",
+    ),
+    option(
+        "MC_TCP_STATUS_TIMEOUT_SEC",
+        Atoi,
+        "30",
+        Integers(1, 3600),
+        "tcp_status_timeout",
+        "Seconds for the peer's status of a request",
+    ),
+    option(
+        "MC_TCP_PROGRESS_TIMEOUT_SEC",
+        Atoi,
+        "30",
+        Integers(1, 3600),
+        "tcp_progress_timeout",
+        "Seconds without a byte of progress until a connection is ended",
+    ),
     option("MC_TE_FILTERS", Text, "all", Values::Text("comma list"), "nic_filter", "NICs to keep of those found"),
     option(
         "MC_ENABLE_DEST_DEVICE_AFFINITY",
@@ -308,20 +343,13 @@ pub const VARIABLES: &[Variable] = &[
     nothing("MC_REDIS_USERNAME", NO_REDIS),
     nothing("MC_REDIS_PASSWORD", NO_REDIS),
     nothing("MC_REDIS_DB_INDEX", NO_REDIS),
-    nothing("MC_FORCE_TCP", NO_TCP),
-    nothing("MC_FORCE_HCA", "RDMA NICs are always used where there are any"),
+    nothing("MC_TCP_ENABLE_CONNECTION_POOL", "connections are kept, always"),
+    nothing("MC_TCP_SLICE_SIZE", "as much as the socket takes is read and written at once"),
+    nothing("MC_TCP_MAX_QUEUED_TRANSFERS_PER_PEER", NO_ADMISSION),
+    nothing("MC_TCP_MAX_PENDING_ADMISSIONS_PER_PEER", NO_ADMISSION),
+    nothing("MC_TCP_ADMISSION_TIMEOUT_MS", NO_ADMISSION),
     nothing("MC_FORCE_MNNVL", NO_GPU),
     nothing("MC_INTRANODE_NVLINK", NO_GPU),
-    nothing("MC_TCP_ENABLE_CONNECTION_POOL", NO_TCP),
-    nothing("MC_TCP_SLICE_SIZE", NO_TCP),
-    nothing("MC_TCP_PROTO", NO_TCP),
-    nothing("MC_TCP_STATUS_TIMEOUT_SEC", NO_TCP),
-    nothing("MC_TCP_PROGRESS_TIMEOUT_SEC", NO_TCP),
-    nothing("MC_TCP_LANES_PER_PEER", NO_TCP),
-    nothing("MC_TCP_MAX_CONNECTIONS_PER_PEER", NO_TCP),
-    nothing("MC_TCP_MAX_QUEUED_TRANSFERS_PER_PEER", NO_TCP),
-    nothing("MC_TCP_MAX_PENDING_ADMISSIONS_PER_PEER", NO_TCP),
-    nothing("MC_TCP_ADMISSION_TIMEOUT_MS", NO_TCP),
     nothing("MC_MAX_CONCURRENT_REG_MR", NO_EFA),
     nothing("MC_EFA_NIC_SELECTION", NO_EFA),
     nothing("MC_EFA_CQ_THREADS", NO_EFA),
@@ -389,7 +417,7 @@ the engine is built. An option that is set in the program wins. A wrong value in
 range; a wrong value in the environment is a warning, and the default holds, as in Mooncake.
 
 `name`, `metadata`, `metadata_user`, `metadata_tls`, `nics`, `nic_priority_matrix`, `nics_from`, `cores`, `core_cpus`,
-`pin_cores`, `poll_mode`, `log` and `environment` have no variable. `cores` takes 1 to 64 (default: CPUs minus 1, at least
+`pin_cores`, `poll_mode`, `prefer`, `log` and `environment` have no variable. `cores` takes 1 to 64 (default: CPUs minus 1, at least
 1); `poll_mode` is adaptive unless busy polling is asked for.
 
 | Variable | Builder option | Default | Takes | Read as | Meaning |

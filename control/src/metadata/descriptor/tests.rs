@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::super::matrix::NicPreference;
 use super::*;
-use crate::wire::extra::Incarnation;
+use crate::wire::extra::{Incarnation, TcpPlace, Token};
 
 /// Seen in a store, written by a stock engine over Soft-RoCE.
 const RDMA: &str = concat!(
@@ -168,13 +168,20 @@ fn what_only_moonrail_says_survives_and_time_is_no_content() {
         boot_id: Some("b".into()),
         incarnation: Some(Incarnation(7)),
         path_mtus: BTreeMap::from([("a".to_owned(), Mtu::B1024)]),
+        shm: Some(Token(0xabc)),
+        tcp: Some(TcpPlace { host: "10.0.0.1".into(), port: 15_001 }),
         ..NodeExtra::default()
     };
     let text = String::from_utf8(segment.encode()).unwrap();
-    let member = r#","moonrail":{"boot_id":"b","incarnation":"0000000000000007","path_mtus":{"a":1024}},"name":"n""#;
+    let member = concat!(
+        r#","moonrail":{"boot_id":"b","incarnation":"0000000000000007","path_mtus":{"a":1024},"shm":"0000000000000abc","#,
+        r#""tcp":{"host":"10.0.0.1","port":15001}},"name":"n""#
+    );
     assert!(text.contains(member), "{text}");
     assert_eq!(decode(&text).unwrap(), segment);
     assert!(decode(&text.replace("1024", "9000")).unwrap().extra.path_mtus.is_empty(), "a later version's size");
+    assert_eq!(decode(&text.replace("15001", "0")).unwrap().extra.tcp, None, "nobody can dial that");
+    assert!(decode(&text.replace("0000000000000abc", "xyz")).is_err());
     let later = SegmentDescriptor { timestamp: "2027-01-01 00:00:00.000000".into(), ..segment.clone() };
     assert!(later.same_content(&segment) && later != segment);
 }
