@@ -490,12 +490,7 @@ impl Brain {
         if self.peer(peer).wanted.is_none() || self.peer(peer).unreachable {
             return;
         }
-        let failing = |rail: &usize| {
-            let state = &self.rails[*rail];
-            let long = state.failing_since.is_some_and(|since| self.now.since(since) >= PATIENCE);
-            !state.is_proven() && state.backoff.failures() >= ROUNDS && long
-        };
-        let rails = &self.peer(peer).rails;
+        let rails = self.peer(peer).rails.clone();
         if rails.is_empty() {
             if let Some(segment) = &self.peer(peer).segment {
                 let (name, ways) = (segment.name.clone(), self.ways(peer));
@@ -509,18 +504,32 @@ impl Brain {
             return;
         }
         let cause = self.peer(peer).cause.clone().unwrap_or_default();
-        let mut lost = Vec::new();
+        let mut rerouted = false;
         for fabric in Fabric::ALL {
-            let mut of_it = self.peer(peer).rails.iter().filter(|rail| self.rails[**rail].fabric == fabric).peekable();
-            if of_it.peek().is_some() && of_it.all(failing) {
-                lost.push(fabric);
+            let mut of_it = rails.iter().filter(|rail| self.rails[**rail].fabric == fabric).peekable();
+            // A port that is down is no reason to give up, but one to go another way meanwhile.
+            if of_it.peek().is_some() && of_it.all(|rail| self.is_failing(*rail) || self.is_out(*rail)) {
+                rerouted |= self.fail_fabric(peer, fabric, &cause, false);
             }
         }
-        let rails_left = self.peer(peer).rails.iter().any(|rail| !lost.contains(&self.rails[*rail].fabric));
-        let rerouted = lost.into_iter().filter(|fabric| self.fail_fabric(peer, *fabric, &cause, false)).count() > 0;
-        if !rails_left && !rerouted {
+        if !rerouted && rails.iter().all(|rail| self.is_failing(*rail)) {
             self.give_up(peer, &cause);
         }
+    }
+
+    /// Whether a rail has failed often, and for long.
+    fn is_failing(&self, rail: usize) -> bool {
+        self.has_been_down(rail) && self.rails[rail].backoff.failures() >= ROUNDS
+    }
+
+    /// Whether our NIC of a rail is down, and has been for long.
+    fn is_out(&self, rail: usize) -> bool {
+        self.has_been_down(rail) && !self.nics[usize::from(self.rails[rail].nic.0)].is_up()
+    }
+
+    fn has_been_down(&self, rail: usize) -> bool {
+        let state = &self.rails[rail];
+        !state.is_proven() && state.failing_since.is_some_and(|since| self.now.since(since) >= PATIENCE)
     }
 
     /// Ends what waits for a rail to this peer.
