@@ -6,6 +6,7 @@ mod cluster;
 
 use moonrail_control::brain::Call;
 use moonrail_datapath::nic::Op;
+use moonrail_datapath::nic::sim::SimOptions;
 use moonrail_datapath::units::Nanos;
 use moonrail_datapath::work::TransferStatus;
 
@@ -133,6 +134,31 @@ fn a_link_that_goes_down_and_up_is_used_again() {
         assert!(back, "{:?}\n{}", cluster.rails(0), logs(&cluster));
         exchange(&mut cluster, 1, 0, seed + 2);
     });
+}
+
+/// Once a machine that was slow to answer got its peers called unreachable after a single attempt: an earlier failure that
+/// had been mended was still counted.
+#[test]
+fn a_rail_that_fails_anew_has_all_its_attempts_anew() {
+    // As slow as an emulated node whose host is busy: one attempt takes longer than the patience with a peer.
+    let options = SimOptions { retry_time: Nanos::from_millis(2200), ..SimOptions::default() };
+    let mut cluster = Cluster::with(options, 3, 2, 1, 1, true);
+    exchange(&mut cluster, 0, 1, 1);
+    let segment = cluster.open(0, 1).unwrap();
+    let opened = |c: &Cluster| c.nodes[0].log.iter().filter(|line| line.contains(" opened: ")).count();
+    // How long the path stays away after the first error: first not at all, then for one attempt.
+    for (incident, away) in [(1, Nanos::ZERO), (2, Nanos::from_millis(2300))] {
+        let (ours, theirs) = (cluster.nodes[0].nic_ids[0], cluster.nodes[1].nic_ids[0]);
+        cluster.world.set_path(ours, theirs, false);
+        let read = cluster.submit(0, &segment, Op::Read, 0, 4096);
+        assert!(cluster.run_until(Nanos::from_secs(5), |c| opened(c) == incident), "{}", logs(&cluster));
+        cluster.run_for(away);
+        cluster.world.set_path(ours, theirs, true);
+        assert!(cluster.run_until(Nanos::from_secs(10), |_| read.completion().is_done()), "{}", logs(&cluster));
+        assert_eq!(read.transfers()[0].status(), TransferStatus::Done, "{}", logs(&cluster));
+        cluster.run_for(SECOND);
+    }
+    assert!(cluster.now < Nanos::from_secs(20), "the second failure comes before the first life counts as a good one");
 }
 
 #[test]

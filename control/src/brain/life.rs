@@ -119,7 +119,7 @@ impl Brain {
             self.fetch(peer);
         }
         // What drains is connected again; a wrong request is no reason to wait.
-        let wait = self.rails[rail].backoff.fail(&mut self.random);
+        let wait = self.rails[rail].fail(&mut self.random);
         let wait = if class == FaultClass::Request { Nanos::ZERO } else { wait };
         self.retry_in(rail, wait);
         self.check_reach(peer);
@@ -138,7 +138,7 @@ impl Brain {
         if let End::Whole(life) = &mut state.end {
             life.proven = Some(now);
         }
-        (state.failing_since, state.trouble) = (None, None);
+        (state.failing_since, state.failures, state.trouble) = (None, 0, None);
         let incident = state.incident.take();
         let (peer, fabric) = (state.peer, state.fabric);
         let state = self.peer_mut(peer);
@@ -167,7 +167,7 @@ impl Brain {
             End::Whole(_) => {
                 self.open_incident(rail, why, &Seen::default());
                 self.retire(rail);
-                let wait = self.rails[rail].backoff.fail(&mut self.random);
+                let wait = self.rails[rail].fail(&mut self.random);
                 self.retry_in(rail, wait);
                 self.check_reach(self.rails[rail].peer);
             }
@@ -480,7 +480,7 @@ impl Brain {
         let state = self.peer_mut(peer);
         (state.unreachable, state.cause) = (false, None);
         for rail in rails {
-            self.rails[rail].backoff.reset();
+            self.rails[rail].forgive();
             self.rails[rail].failing_since = None;
         }
     }
@@ -519,7 +519,7 @@ impl Brain {
 
     /// Whether a rail has failed often, and for long.
     fn is_failing(&self, rail: usize) -> bool {
-        self.has_been_down(rail) && self.rails[rail].backoff.failures() >= ROUNDS
+        self.has_been_down(rail) && self.rails[rail].failures >= ROUNDS
     }
 
     /// Whether our NIC of a rail is down, and has been for long.

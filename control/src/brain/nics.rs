@@ -206,7 +206,7 @@ impl Brain {
         if is_up && (!was_up || moved) {
             for rail in 0..self.rails.len() {
                 if self.rails[rail].nic == nic {
-                    self.rails[rail].backoff.reset();
+                    self.rails[rail].forgive();
                     self.rails[rail].retry_at = None;
                     if matches!(self.rails[rail].end, End::Down) {
                         self.attempt(rail);

@@ -7,6 +7,7 @@ use moonrail_datapath::core::counters::RailCounters;
 use moonrail_datapath::core::port::RailKey;
 use moonrail_datapath::nic::qp::Reset;
 use moonrail_datapath::nic::{AdminHalf, ConnectedQp, Fabric, PostHalf, Qp};
+use moonrail_datapath::random::Random;
 use moonrail_datapath::units::{CoreId, Gid, Mtu, Nanos, NicId, PeerId, PeerNicId, Qpn, RailId};
 
 use super::event::{ConnId, Token};
@@ -54,6 +55,9 @@ pub(super) struct Rail {
     pub(super) retry_at: Option<Nanos>,
     /// First of the failures since the last slice that came back.
     pub(super) failing_since: Option<Nanos>,
+    /// How many there were. Apart from the back-off's count, which outlives a short success on purpose: a rail that flaps
+    /// must wait longer and longer, and yet has all its attempts again each time.
+    pub(super) failures: u32,
     /// What went wrong last, until a slice comes back.
     pub(super) trouble: Option<String>,
     /// The open incident.
@@ -186,6 +190,18 @@ impl Rail {
             End::Whole(life) => Some(&life.ours),
             End::Down | End::Dialling(_) | End::Making(_) => None,
         }
+    }
+
+    /// Counts a failure; returns how long to wait before the next attempt.
+    pub(super) fn fail(&mut self, random: &mut Random) -> Nanos {
+        self.failures += 1;
+        self.backoff.fail(random)
+    }
+
+    /// The next attempt is a first one again, with short waits.
+    pub(super) fn forgive(&mut self) {
+        self.failures = 0;
+        self.backoff.reset();
     }
 
     /// The peer's end, while connected to it.

@@ -131,6 +131,7 @@ impl Brain {
             swallowed: 0,
             retry_at: None,
             failing_since: None,
+            failures: 0,
             trouble: None,
             incident: None,
             fence: super::fence::Asking::default(),
@@ -635,7 +636,7 @@ impl Brain {
 
     pub(super) fn attempt_failed(&mut self, rail: usize, text: &str) {
         self.trouble(rail, text);
-        let wait = self.rails[rail].backoff.fail(&mut self.random);
+        let wait = self.rails[rail].fail(&mut self.random);
         self.retry_in(rail, wait);
         self.check_reach(self.rails[rail].peer);
     }

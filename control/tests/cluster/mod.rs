@@ -135,8 +135,13 @@ fn gid(node: usize, nic: u8) -> Gid {
 impl Cluster {
     /// `nodes` nodes of `nics` NICs and `cores` cores each, started and published.
     pub(crate) fn new(seed: u64, nodes: usize, nics: u8, cores: u16, p2p: bool) -> Self {
+        Self::with(SimOptions::default(), seed, nodes, nics, cores, p2p)
+    }
+
+    /// The same where the network is another.
+    pub(crate) fn with(options: SimOptions, seed: u64, nodes: usize, nics: u8, cores: u16, p2p: bool) -> Self {
         let mut cluster = Self {
-            world: SimWorld::new(seed, SimOptions::default()),
+            world: SimWorld::new(seed, options),
             now: Nanos::from_millis(1),
             nodes: vec![],
             choices: Random::new(seed),
