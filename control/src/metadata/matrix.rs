@@ -183,6 +183,7 @@ impl<'de> Deserialize<'de> for PriorityMatrix {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn matrix(text: &str) -> PriorityMatrix {
         PriorityMatrix::parse(text).unwrap()
@@ -208,6 +209,29 @@ mod tests {
             let message = PriorityMatrix::parse(text).unwrap_err().to_string();
             assert!(message.contains(word) && message.contains("for example {\"cpu:0\""), "{message}");
         }
+    }
+
+    proptest! {
+        #[test]
+        fn any_matrix_survives_and_no_mutation_panics(
+            entries in prop::collection::btree_map("[a-z]{1,4}:[0-9]", (names(), names()), 0..5), end: prop::sample::Index,
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        ) {
+            let pair = |(preferred, available)| NicPreference { preferred, available };
+            let matrix = PriorityMatrix(entries.into_iter().map(|(place, both)| (place, pair(both))).collect());
+            let mut text = matrix.to_json().into_bytes();
+            prop_assert_eq!(PriorityMatrix::parse(&matrix.to_json()).unwrap(), matrix);
+            for (at, byte) in &changes {
+                let at = at.index(text.len());
+                text[at] = *byte;
+            }
+            text.truncate(end.index(text.len() + 1));
+            let _ = PriorityMatrix::parse(&String::from_utf8_lossy(&text));
+        }
+    }
+
+    fn names() -> impl Strategy<Value = Vec<String>> {
+        prop::collection::vec("[a-z]{1,6}_[0-9]", 0..4)
     }
 
     #[test]

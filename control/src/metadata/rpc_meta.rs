@@ -67,6 +67,25 @@ fn civil(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_address_survives_and_no_mutation_panics(
+            host in ".{0,40}", port: u16, end: prop::sample::Index,
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        ) {
+            let meta = RpcMeta { ip_or_host_name: host, rpc_port: port };
+            let mut text = meta.encode();
+            prop_assert_eq!(RpcMeta::decode(&text).unwrap(), meta);
+            for (at, byte) in &changes {
+                let at = at.index(text.len());
+                text[at] = *byte;
+            }
+            text.truncate(end.index(text.len() + 1));
+            let _ = RpcMeta::decode(&text);
+        }
+    }
 
     #[test]
     fn the_value_seen_in_a_store() {

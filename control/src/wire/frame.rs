@@ -301,6 +301,34 @@ mod tests {
         }
 
         #[test]
+        fn no_mutation_panics_it_or_takes_more_memory_than_came(
+            kind in prop::sample::select(&KINDS[..]), old: bool, body in prop::collection::vec(any::<u8>(), 0..300),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+            end: prop::sample::Index, step in 1usize..40,
+        ) {
+            let framing = if old { Framing::Old } else { Framing::Typed };
+            let mut bytes = Frame { framing, kind, body }.encode();
+            for (at, byte) in &changes {
+                let at = at.index(bytes.len());
+                bytes[at] = *byte;
+            }
+            bytes.truncate(end.index(bytes.len()) + 1);
+            let mut decoder = FrameDecoder::new(1 << 16);
+            let mut got = None;
+            for piece in bytes.chunks(step) {
+                match decoder.push(piece) {
+                    Ok(Some(frame)) => prop_assert!(got.replace(frame).is_none(), "a connection has one frame"),
+                    Ok(None) => {}
+                    Err(_) => break,
+                }
+                prop_assert!(decoder.bytes.capacity() <= FIRST_RESERVE.max(2 * bytes.len()));
+            }
+            if let Some(frame) = got {
+                prop_assert!(frame.encode().len() <= bytes.len());
+            }
+        }
+
+        #[test]
         fn no_bytes_panic_it(bytes in prop::collection::vec(any::<u8>(), 0..64), first in 0u8..80) {
             let mut bytes = bytes;
             if bytes.len() >= 8 { bytes[..8].copy_from_slice(&[first, 0, 0, 0, 0, 0, 0, 0]); }
