@@ -26,7 +26,8 @@ pub enum PollMode {
 /// PEM files for etcd or HTTP over TLS.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct TlsFiles {
-    /// Certificate authority of the server; `None`: the system's.
+    /// Certificate authority of the server. etcd over TLS needs it; an HTTP server without it must be signed by one of the
+    /// public authorities.
     pub ca: Option<PathBuf>,
     /// Our certificate and its key, where the server asks for one.
     pub identity: Option<(PathBuf, PathBuf)>,

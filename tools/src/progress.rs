@@ -3,7 +3,7 @@
 //! Forty lines of our own: one line, redrawn at most ten times a second by whoever waits, needs no crate with a
 //! terminal library behind it, and nothing here touches the threads that are being measured.
 
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Stderr, Write};
 use std::time::{Duration, Instant};
 
 const REDRAW_EVERY: Duration = Duration::from_millis(100);
@@ -11,8 +11,9 @@ const BAR: usize = 30;
 
 /// One line that is redrawn in place. Silent when stderr is no terminal.
 #[derive(Debug)]
-pub struct Progress {
-    shown: bool,
+pub struct Progress<W: Write = Stderr> {
+    /// `None`: nobody is watching.
+    to: Option<W>,
     label: String,
     drawn: Option<Instant>,
 }
@@ -20,24 +21,28 @@ pub struct Progress {
 impl Progress {
     /// Nothing is drawn yet.
     pub fn new(label: impl Into<String>) -> Self {
-        Self { shown: std::io::stderr().is_terminal(), label: label.into(), drawn: None }
-    }
-
-    /// Draws `done` (0 to 1) and a few words, unless it did so a moment ago.
-    pub fn draw(&mut self, done: f64, words: &str) {
-        if !self.shown || self.drawn.is_some_and(|at| at.elapsed() < REDRAW_EVERY) {
-            return;
-        }
-        self.drawn = Some(Instant::now());
-        let _ = write!(std::io::stderr(), "\r\x1b[K{}", line(&self.label, done, words));
-        let _ = std::io::stderr().flush();
+        let stderr = std::io::stderr();
+        Self { to: stderr.is_terminal().then_some(stderr), label: label.into(), drawn: None }
     }
 }
 
-impl Drop for Progress {
+impl<W: Write> Progress<W> {
+    /// Draws `done` (0 to 1) and a few words, unless it did so a moment ago.
+    pub fn draw(&mut self, done: f64, words: &str) {
+        let Some(to) = &mut self.to else { return };
+        if self.drawn.is_some_and(|at| at.elapsed() < REDRAW_EVERY) {
+            return;
+        }
+        self.drawn = Some(Instant::now());
+        let _ = write!(to, "\r\x1b[K{}", line(&self.label, done, words));
+        let _ = to.flush();
+    }
+}
+
+impl<W: Write> Drop for Progress<W> {
     fn drop(&mut self) {
-        if self.drawn.is_some() {
-            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        if let (Some(to), Some(_)) = (&mut self.to, self.drawn) {
+            let _ = write!(to, "\r\x1b[K");
         }
     }
 }
@@ -52,6 +57,27 @@ fn line(label: &str, done: f64, words: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn it_draws_now_and_then_in_place_and_leaves_nothing_behind() {
+        let mut seen = Vec::new();
+        let mut progress = Progress { to: Some(&mut seen), label: "read 1 MiB".into(), drawn: None };
+        for step in 0..1000 {
+            progress.draw(f64::from(step) / 1000.0, "5 MB/s");
+        }
+        drop(progress);
+        let text = String::from_utf8(seen).unwrap();
+        assert!(text.starts_with("\r\x1b[Kread 1 MiB [..............................]   0 %  5 MB/s"), "{text:?}");
+        assert!(text.ends_with("\r\x1b[K") && !text.contains('\n'), "{text:?}");
+        assert!(text.matches('\r').count() < 20, "ten times a second at the most: {text:?}");
+    }
+
+    #[test]
+    fn nobody_is_written_to_who_does_not_watch() {
+        let mut progress = Progress::<Vec<u8>> { to: None, label: "x".into(), drawn: None };
+        progress.draw(0.5, "");
+        assert!(progress.drawn.is_none());
+    }
 
     #[test]
     fn the_line_never_wraps() {

@@ -98,14 +98,14 @@ fn serve_and_bench(lab: &Lab, serve: &str, bench: &str) {
 }
 
 #[test]
-fn bench_verifies_every_size_over_etcd() {
+fn bench_verifies_every_size_over_etcd_and_the_owner_agrees() {
     let lab = Lab::enter("over-etcd");
     let _etcd = (lab.node == 0).then(|| etcd("10.0.0.1"));
     let metadata = "--metadata etcd://10.0.0.1:2379";
     serve_and_bench(
         &lab,
-        &format!("serve {metadata} --name 10.0.0.1 --size 32MiB --cores 1"),
-        &format!("{metadata} --name 10.0.0.2 --cores 1"),
+        &format!("serve {metadata} --name 10.0.0.1 --size 32MiB --cores 1 --verify"),
+        &format!("{metadata} --name 10.0.0.2 --cores 1 --ask-target"),
     );
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use lab_support::process::{Ended, Process, etcd, moonrail};
 use lab_support::{Lab, run, wait_for};
+use serde_json::Value;
 
 const READY: Duration = Duration::from_secs(40);
 /// Longer than any time limit inside moonrail that one of these conditions runs into.
@@ -57,10 +58,22 @@ fn a_port_that_is_down() {
         set_link(1, false);
         let ended = told("serve --name 10.0.0.1 --nics rxe1");
         let nics = told("nics");
+        let as_json = told("nics --json").expect_ok();
         set_link(1, true);
         ended.expect_error(&["Device rxe1 port not active", "ip link", "MC_IB_PORT"]);
         // The other NIC can still be used.
         assert!(nics.expect_ok().stdout.contains("in the way: port 1 not active, it is DOWN"));
+        let json: Value = serde_json::from_str(&as_json.stdout).unwrap_or_else(|e| panic!("{e}: {}", as_json.stdout));
+        let device = |name: &str| json["devices"].as_array().unwrap().iter().find(|d| d["name"] == name).unwrap();
+        assert_eq!((&device("rxe0")["usable"], &device("rxe1")["usable"]), (&true.into(), &false.into()), "{json:#}");
+        assert_eq!(device("rxe1")["ports"][0]["state"], "DOWN", "{json:#}");
+        let port = &device("rxe0")["ports"][0];
+        assert_eq!((&port["state"], &port["active_mtu"], &port["lid"]), (&"ACTIVE".into(), &4096.into(), &0.into()));
+        let chosen: Vec<&Value> = port["gids"].as_array().unwrap().iter().filter(|gid| gid["chosen"] == true).collect();
+        assert_eq!(chosen.len(), 1, "{json:#}");
+        assert_eq!((&chosen[0]["address"], &chosen[0]["type"]), (&"10.0.0.1".into(), &"RoCE v2".into()));
+        assert_eq!(chosen[0]["net_device"], "eth0");
+        assert!(port["gids"].as_array().unwrap().iter().all(|gid| gid["why"].as_str().is_some_and(|w| !w.is_empty())));
     });
 }
 
@@ -167,7 +180,8 @@ fn a_peer_whose_gid_cannot_be_reached() {
         // The node whose side it was has the numbers of both ends.
         let log = server.terminate(END).expect_ok().stderr;
         println!("{log}");
-        for word in ["Failed to modify QP to RTR", "MTU", "GID", "LID", "QP"] {
+        let both_ends = ["here: device rxe1, QP ", "MTU ", "GID ", "LID ", "peer: QP ", ", GID ", ", LID "];
+        for word in ["Failed to modify QP to RTR"].iter().chain(&both_ends) {
             assert!(log.contains(word), "does not say {word}:\n{log}");
         }
     } else {
