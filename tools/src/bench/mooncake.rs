@@ -190,7 +190,7 @@ impl Settings {
             Engine::builder().metadata(self.metadata.as_str()).name(self.name.as_str()).transfer_timeout(TIMEOUT);
         match &self.nics {
             Nics::Found => builder,
-            Nics::Named(names) => builder.nics(names.iter().map(String::as_str)),
+            Nics::Named(names) => builder.nics(names.iter().map(String::as_str)).nic_priority_matrix(matrix(names)),
             Nics::Matrix(json) => builder.nic_priority_matrix(json.as_str()),
         }
     }
@@ -217,6 +217,12 @@ fn nics(values: &Values) -> Result<Nics> {
     let names: Vec<String> =
         values.text("device_name").split(',').map(str::trim).filter(|n| !n.is_empty()).map(str::to_owned).collect();
     Ok(if names.is_empty() { Nics::Found } else { Nics::Named(names) })
+}
+
+/// What that program makes of `device_name`: the NICs are preferred everywhere, wherever they are plugged in.
+fn matrix(names: &[String]) -> String {
+    let each = json!([names, []]);
+    json!({ "cpu:0": each, "cpu:1": each, "cuda:0": each, "musa:0": each, "maca:0": each }).to_string()
 }
 
 /// A buffer must hold every block of every thread.
@@ -357,6 +363,17 @@ mod tests {
         assert_eq!(all.nics, Nics::Named(vec!["rxe0".into(), "rxe1".into()]));
         assert_eq!(all.layout, Layout { block: 4096, stride: 4096, batch: 4, threads: 2 });
         assert_eq!(settings("--auto_discovery").unwrap().nics, Nics::Found);
+    }
+
+    #[test]
+    fn named_devices_are_preferred_everywhere() {
+        let matrix = matrix(&["mlx5_2".into(), "mlx5_3".into()]);
+        let matrix = moonrail_control::metadata::PriorityMatrix::parse(&matrix).unwrap();
+        for location in ["cpu:0", "cpu:1", "cuda:0", "musa:0", "maca:0"] {
+            let nics = matrix.for_location(location);
+            assert_eq!(nics.preferred, ["mlx5_2", "mlx5_3"], "{location}");
+            assert!(nics.available.is_empty(), "{location}");
+        }
     }
 
     #[test]

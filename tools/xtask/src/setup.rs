@@ -82,7 +82,7 @@ fn missing() -> Result<Vec<&'static Package>> {
         .args(PACKAGES.iter().map(|p| p.name));
     let known = ask.output().map_err(|_| {
         let names: Vec<&str> = PACKAGES.iter().map(|p| p.name).collect();
-        Error::new("this machine has no dpkg: setup knows only Debian's packages", by_hand("on Debian 12: ", &names))
+        Error::new("this machine has no dpkg: setup knows packages by their names in Debian 12", by_hand("", &names))
     })?;
     Ok(not_installed(&known))
 }
@@ -92,8 +92,11 @@ fn not_installed(dpkg_says: &str) -> Vec<&'static Package> {
     PACKAGES.iter().filter(|p| !installed(p.name)).collect()
 }
 
+/// The one command to run. With an update: on a fresh machine apt knows no package at all.
 fn by_hand(prefix: &str, names: &[&str]) -> String {
-    let mut text = format!("run this, then try again:\n    {prefix}apt-get install --no-install-recommends");
+    let mut text = format!(
+        "run this, then try again:\n    {prefix}apt-get update && {prefix}apt-get install --no-install-recommends"
+    );
     for name in names {
         let _ = write!(text, " {name}");
     }
@@ -202,7 +205,8 @@ mod tests {
     #[test]
     fn the_command_to_run_by_hand_names_each_package_once() {
         let text = by_hand("sudo ", &["cmake", "kmod"]);
-        assert!(text.ends_with("sudo apt-get install --no-install-recommends cmake kmod"), "{text}");
+        let command = "sudo apt-get update && sudo apt-get install --no-install-recommends cmake kmod";
+        assert_eq!(text.lines().last().map(str::trim), Some(command), "{text}");
     }
 
     #[test]
