@@ -26,7 +26,7 @@ impl Core {
             self.rails[rail].counters.flushes.add(1);
         }
         // The hold comes before the slice is given back: whoever finishes it elsewhere must not end the Work.
-        if !self.qps[slot].drains_clean {
+        if !self.qps[slot].post.as_ref().is_some_and(|post| post.drains_clean()) {
             self.hold_for_fence(slot, &entry);
         }
         self.return_entry(&entry, completion.status, completion.vendor_err, first, rail);

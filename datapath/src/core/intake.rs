@@ -82,7 +82,6 @@ impl Core {
         seat.rail = rail as u32;
         seat.depth = post.depth();
         seat.max_inline = post.max_inline();
-        seat.drains_clean = post.drains_clean();
         seat.ring = ring;
         seat.post = Some(post);
         (seat.unsignaled, seat.unsignaled_bytes, seat.flushed) = (0, 0, 0);
@@ -106,7 +105,6 @@ impl Core {
             ring: InFlightRing::none(),
             depth: 0,
             max_inline: 0,
-            drains_clean: false,
             unsignaled: 0,
             unsignaled_bytes: 0,
             flushed: 0,

@@ -30,6 +30,7 @@ impl Core {
                     break;
                 }
             }
+            reaped += self.nics[nic].cq.served();
         }
         reaped
     }

@@ -54,8 +54,6 @@ pub(crate) struct QpSeat {
     pub(crate) ring: InFlightRing,
     pub(crate) depth: u32,
     pub(crate) max_inline: u32,
-    /// Its last completion proves that nothing of it can land any more: no fence is needed.
-    pub(crate) drains_clean: bool,
     /// Requests and bytes posted since the last one that asked for a completion.
     pub(crate) unsignaled: u32,
     pub(crate) unsignaled_bytes: u64,

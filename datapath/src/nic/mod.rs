@@ -7,6 +7,7 @@
 pub mod dial;
 pub mod qp;
 pub mod sim;
+pub mod tcp;
 pub mod verbs;
 
 use std::any::Any;
@@ -367,6 +368,10 @@ pub trait CompletionQueue: Send {
     fn arm(&mut self) -> io::Result<()>;
     /// Readable after an armed queue got a completion; `None` for a NIC that is only ever polled.
     fn event_fd(&self) -> Option<BorrowedFd<'_>>;
+    /// Things done for peers since the last call, which no completion shows: a core that serves is not idle.
+    fn served(&mut self) -> usize {
+        0
+    }
     /// Takes and acknowledges what made the descriptor readable, without waiting.
     fn clear_events(&mut self) -> io::Result<()>;
 }
@@ -381,8 +386,9 @@ pub trait PostQp: Send {
     fn max_inline(&self) -> u32;
     /// Posts `chain` in order with one doorbell.
     fn post(&mut self, chain: &[WorkRequest]) -> Posted;
-    /// Whether the last completion proves that nothing of this queue pair can land at the peer any more, however its
-    /// requests ended. Not so on RDMA: a packet may be late (docs/architecture.md, the life of an error).
+    /// Whether the completions so far prove that nothing of the requests they end can land at the peer any more, however
+    /// they ended. Asked when one failed. Never so on RDMA: a packet may be late (docs/architecture.md, the life of an
+    /// error).
     fn drains_clean(&self) -> bool {
         false
     }
