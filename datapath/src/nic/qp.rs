@@ -199,6 +199,11 @@ impl PostHalf {
         self.post.max_inline()
     }
 
+    /// Whether what came back so far can not land at the peer any more.
+    pub fn drains_clean(&self) -> bool {
+        self.post.drains_clean()
+    }
+
     /// Posts `chain` with one doorbell; says how many the device took.
     pub fn post(&mut self, chain: &[WorkRequest]) -> Posted {
         self.post.post(chain)

@@ -129,8 +129,10 @@ impl Served {
                 Some(n) => given += n,
                 None => return Fate::Close,
             }
-            let more = matches!(input, Input::More(_)) || (matches!(input, Input::Blocked) && self.is_ready());
-            if !more || taken >= BUDGET || given >= BUDGET {
+            // What is left is reported by the socket again: room to send, or bytes to take. Only what was taken from it and
+            // put by is not, so that is not left.
+            let more = matches!(input, Input::More(_)) && taken < BUDGET && given < BUDGET;
+            if self.session.has_replies() || (self.carry.is_empty() && !more) {
                 break;
             }
         }
@@ -147,11 +149,6 @@ impl Served {
             let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
         }
         Fate::Keep
-    }
-
-    /// Whether input was only held up by replies that are gone now.
-    fn is_ready(&self) -> bool {
-        self.session.takes_input() && !self.carry.is_empty()
     }
 
     fn take(&mut self, io: &mut Io, ranges: &Arc<Ranges>, counters: &TcpCounters) -> Input {
