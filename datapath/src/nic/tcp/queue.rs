@@ -123,6 +123,8 @@ pub(super) struct TcpQueue {
     view: View,
     io: Io,
     polls: u64,
+    /// Times a connection was served: which was idle longest.
+    uses: u64,
     /// The next poll looks at the sockets whatever it thinks.
     look: bool,
     /// Served something since the last question.
@@ -159,6 +161,7 @@ impl TcpQueue {
             done: VecDeque::with_capacity(depth as usize),
             io: Io::new(STAGE + 4096),
             polls: 0,
+            uses: 0,
             look: true,
             did: 0,
             now: clock_ms(),
@@ -316,7 +319,8 @@ impl TcpQueue {
     fn serve(&mut self, slot: u32) {
         let Some(served) = self.served.at(slot) else { return };
         self.did += 1;
-        served.used_at = self.polls;
+        self.uses += 1;
+        served.used_at = self.uses;
         let was_ending = served.is_ending();
         let fate = served.serve(&mut self.io, &self.view.ranges, &self.own.counters);
         if fate == Fate::Close {

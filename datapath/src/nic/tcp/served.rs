@@ -47,7 +47,7 @@ pub(super) struct Served {
     /// We send no more.
     shut: bool,
     pub(super) watched: Interest,
-    /// When it was last of use, in the queue's polls.
+    /// When it was last of use, counted by the queue.
     pub(super) used_at: u64,
     /// When its session ended, in milliseconds.
     pub(super) ending_since: Option<u64>,
