@@ -10,6 +10,30 @@ use moonrail_datapath::units::PortNum;
 /// An error below ours, kept for `source()`.
 pub type Source = Box<dyn std::error::Error + Send + Sync>;
 
+/// The types of the errors below ours: what a `source()` of this module can be downcast to.
+///
+/// ```
+/// use moonrail::Engine;
+/// use moonrail::error::below::{StartError, StoreError};
+/// use std::error::Error;
+///
+/// let engine = Engine::builder().name("a").metadata("etcd://127.0.0.1:1");
+/// # let world = moonrail_datapath::nic::sim::SimWorld::real_time(1, moonrail_datapath::nic::sim::SimOptions::default());
+/// # let nic = world.nic("a", "sim0", moonrail::Gid([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1])).0;
+/// # let engine = engine.environment(|_| None).log(|_, _| {}).pin_cores(false).nics_from(vec![nic]);
+/// let error = engine.build().err().unwrap();
+/// let below = error.source().and_then(|source| source.downcast_ref::<StartError>());
+/// assert!(matches!(below, Some(StartError::Metadata(StoreError::Unreachable { .. }))));
+/// ```
+pub mod below {
+    pub use moonrail_control::gid::GidError;
+    pub use moonrail_control::metadata::store::Fault;
+    pub use moonrail_control::metadata::{DescriptorError, StoreError, UriError};
+    pub use moonrail_control::names::{BindError, NameError, OwnAddressError};
+    pub use moonrail_control::{ControlError, DialError, NotifyError, OpenError, PublishError, StartError};
+    pub use moonrail_datapath::nic::verbs::OpenError as DeviceError;
+}
+
 /// The engine could not be built. Nothing is left running and nothing is published.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
