@@ -7,8 +7,8 @@ use std::error::Error;
 use std::net::TcpListener;
 use std::sync::Arc;
 
-use moonrail::EngineBuilder;
 use moonrail::error::below::{DialError, Fault, OpenError, StartError, StoreError, UriError};
+use moonrail::{EngineBuilder, TlsFiles};
 use moonrail_datapath::nic::sim::{SimOptions, SimWorld};
 use pair::{builder, cluster, nics};
 
@@ -48,6 +48,14 @@ fn what_keeps_an_engine_from_starting_has_a_type() {
     });
     let error = refused(ready().name("a").metadata(format!("etcd://{address}")));
     assert!(matches!(below(&*error), StartError::Metadata(StoreError::NotEtcd { .. })), "{error}");
+
+    // What the store is to be reached with gets there: here, files that cannot be used.
+    for (ca, words) in [(None, "give a CA file"), (Some("/no/such/file.pem".into()), "/no/such/file.pem")] {
+        let tls = TlsFiles { ca, ..TlsFiles::default() };
+        let error = refused(ready().name("a").metadata("etcd://127.0.0.1:1").metadata_tls(tls));
+        let StartError::Metadata(StoreError::Options { why }) = below(&*error) else { panic!("{error}") };
+        assert!(why.contains(words), "{why}");
+    }
 
     let taken = TcpListener::bind("0.0.0.0:0").unwrap();
     let name = format!("127.0.0.1:{}", taken.local_addr().unwrap().port());
