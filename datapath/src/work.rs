@@ -9,6 +9,8 @@
 //!
 //! `claimed` only rises; the swap to CLOSED is how cancel and deadline take every unclaimed slice at once.
 
+mod assist;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
@@ -24,6 +26,8 @@ use crate::region::Region;
 use crate::slice::Slice;
 use crate::transfer::RemoteBuffers;
 use crate::units::{CoreId, Nanos};
+
+pub use assist::Assisted;
 
 const CLOSED: u64 = 1 << 63;
 
@@ -444,7 +448,7 @@ mod tests {
     use crate::transfer::{Peer, Route};
     use crate::units::{PeerId, RemoteAddr};
 
-    fn work(slices: u32) -> Arc<Work> {
+    pub(super) fn work(slices: u32) -> Arc<Work> {
         let memory = Memory::allocate(4096).unwrap();
         let chunk = Chunk { addr: memory.addr(), len: memory.len(), keys: Box::new([]) };
         let local = Arc::new(Region::new(memory, vec![chunk], "*".into(), false));

@@ -5,6 +5,7 @@
 //! Dispatch is dynamic and happens once per chain and once per NIC and turn, never per slice.
 
 pub mod dial;
+pub mod direct;
 pub mod qp;
 pub mod sim;
 pub mod tcp;
@@ -20,6 +21,7 @@ use crate::region::Memory;
 use crate::units::{Gid, GidIndex, Lid, Lkey, Mtu, PortNum, Qpn, RemoteAddr, Rkey, WrId};
 
 pub use dial::{DialError, Fabric, Offer, Target, TcpVersion};
+pub use direct::Direct;
 pub use qp::{AdminHalf, ConnectedQp, InitAttr, ModifyError, PostHalf, Qp, RtrAttr, RtsAttr};
 
 /// Link layer of a port (ibv_port_attr.link_layer).
@@ -208,6 +210,10 @@ pub trait Nic: Send + Sync {
         _until: Instant,
     ) -> Result<(ConnectedQp, AdminHalf), DialError> {
         Err(DialError::Unsupported { nic: self.name().to_owned() })
+    }
+    /// The memory of a peer that was dialled, if the caller's own threads reach it. Does not block for long.
+    fn direct(&self, _to: &Target) -> Option<Arc<dyn Direct>> {
+        None
     }
     /// The port all queue pairs of this NIC use.
     fn port_num(&self) -> PortNum;
