@@ -4,9 +4,14 @@
 //! and a copy that races with a peer's WRITE sees any mixture of old and new bytes, as any reader of RDMA memory does.
 #![allow(unsafe_code)]
 
+pub(crate) mod backing;
+
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+
+use backing::Mapping;
 
 use crate::nic::Registration;
 use crate::units::{Lkey, NicId, Rkey};
@@ -16,13 +21,15 @@ use crate::units::{Lkey, NicId, Rkey};
 pub struct Memory {
     base: NonNull<u8>,
     len: usize,
-    owned: bool,
+    /// What the engine allocated; unmapped with this value.
+    owned: Option<Mapping>,
+    shared: Option<OwnedFd>,
 }
 
 // SAFETY: the memory is plain bytes without a thread affinity; every access here goes through raw copies that make no
 // claim of exclusive or unchanging access, so two threads (or a device) may race on the bytes but not on the mapping.
 unsafe impl Send for Memory {}
-// SAFETY: as above; `base`, `len` and `owned` never change after construction.
+// SAFETY: as above; the fields never change after construction.
 unsafe impl Sync for Memory {}
 
 /// A range that does not lie inside the memory it names.
@@ -38,32 +45,33 @@ pub struct OutOfRange {
 }
 
 impl Memory {
-    /// Maps `len` bytes of zeroed, page-aligned memory.
+    /// `len` bytes of zeroed, page-aligned memory with all of its pages, in a form that a peer of this host can map.
     ///
     /// # Errors
-    /// `InvalidInput` for 0 bytes; otherwise what mmap(2) says (ENOMEM: address space or overcommit limit).
+    /// `InvalidInput` for 0 bytes; `OutOfMemory` where the machine or the control group has no room; otherwise what the
+    /// system says.
     pub fn allocate(len: usize) -> io::Result<Arc<Self>> {
+        Self::allocate_on(len, None)
+    }
+
+    /// As [`Memory::allocate`], with its pages on a NUMA node where the system grants it.
+    pub fn allocate_on(len: usize, node: Option<u16>) -> io::Result<Arc<Self>> {
         if len == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a region needs at least one byte"));
         }
-        // SAFETY: an anonymous private mapping at an address of the kernel's choice touches no existing memory.
-        let base = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the range was just mapped. Advice only; a kernel without huge pages refuses it harmlessly.
-        unsafe { libc::madvise(base, len, libc::MADV_HUGEPAGE) };
-        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
-        Ok(Arc::new(Self { base, len, owned: true }))
+        let (mapping, shared) = backing::allocate(len, node)?;
+        Ok(Arc::new(Self { base: mapping.base(), len, owned: Some(mapping), shared }))
+    }
+
+    /// The file behind memory that the engine allocated, for a peer to map. `None` for borrowed memory, and where the
+    /// system has no memfd.
+    pub fn shared_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.shared.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether the engine allocated it. Borrowed memory ends when its owner wants it to.
+    pub fn is_owned(&self) -> bool {
+        self.owned.is_some()
     }
 
     /// Wraps memory of the embedder.
@@ -73,7 +81,7 @@ impl Memory {
     /// dropped; deregistering the region and waiting for it (promise 2) is how an embedder knows. While it lives,
     /// devices and peers write the bytes at any time: the embedder must not hold Rust references to them.
     pub unsafe fn borrow(base: NonNull<u8>, len: usize) -> Arc<Self> {
-        Arc::new(Self { base, len, owned: false })
+        Arc::new(Self { base, len, owned: None, shared: None })
     }
 
     /// Address of the first byte; what peers use as the remote address.
@@ -148,15 +156,6 @@ impl Memory {
         // SAFETY: both ranges are mapped; `copy` allows them to overlap.
         unsafe { ptr::copy(from, into, len as usize) };
         Ok(())
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        if self.owned {
-            // SAFETY: mapped by `allocate` with this length, and nobody holds the value any more.
-            unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
-        }
     }
 }
 
@@ -253,13 +252,30 @@ mod tests {
     #[test]
     fn memory_has_a_node_once_it_has_a_page() {
         let memory = Memory::allocate(1 << 21).unwrap();
-        let before = memory.numa_node();
         memory.write(0, &[1]).unwrap();
-        // A kernel without move_pages (or a sandbox that refuses it) never tells; another never tells before.
-        assert!(before.is_none());
+        // A kernel without move_pages (or a sandbox that refuses it) never tells.
         if let Some(node) = memory.numa_node() {
             assert!(node < 1024);
         }
+    }
+
+    #[test]
+    fn allocated_memory_is_a_file_whose_size_is_final() {
+        let memory = Memory::allocate_on(10_000, Some(0)).unwrap();
+        let Some(file) = memory.shared_fd() else { return }; // a sandbox without memfd
+        assert!(rustix::fs::fcntl_get_seals(file).unwrap().contains(backing::SIZE_SEALS));
+        assert!(rustix::fs::ftruncate(file, 4096).is_err());
+        let other = Mapping::shared(file, 0, 10_000, true).unwrap();
+        memory.write(9_999, &[7]).unwrap();
+        // SAFETY: the last byte of the mapping.
+        assert_eq!(unsafe { other.base().as_ptr().add(9_999).read() }, 7);
+    }
+
+    #[test]
+    fn more_memory_than_there_is_is_an_error_not_a_killed_process() {
+        let error = Memory::allocate(1 << 46).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::OutOfMemory, "{error}");
+        assert!(error.to_string().contains("ask for less"), "{error}");
     }
 
     #[test]
