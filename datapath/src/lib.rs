@@ -17,7 +17,8 @@
 //!               ▼
 //!            batch's word; the Work goes up the event ring, control wakes who sleeps and drops it
 //! ```
-//! Modules in the order data meets them. Unsafe code lives in [`region`], in `nic::verbs` and in `nic::tcp`'s gather lists, nowhere else.
+//! Modules in the order data meets them. Unsafe code lives in [`region`], `nic::verbs`, `nic::shm` and `nic::tcp`'s gather
+//! lists, nowhere else.
 
 pub mod error;
 pub mod limits;

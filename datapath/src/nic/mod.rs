@@ -7,6 +7,7 @@
 pub mod dial;
 pub mod direct;
 pub mod qp;
+pub mod shm;
 pub mod sim;
 pub mod tcp;
 pub mod verbs;

@@ -28,6 +28,7 @@ const UNSAFE_ISLANDS: &[(&str, &str)] = &[
     ("datapath/src/nic/shm", "copies between processes' memory"),
     ("datapath/src/nic/tcp/iov.rs", "reads into and writes from registered memory"),
     ("datapath/src/region", "registered memory that peers write into at any time"),
+    ("datapath/tests/shm", "borrows memory and forks as an embedder may"),
     ("datapath/tests/allocations.rs", "a global allocator that counts is unsafe to implement"),
     ("runtime/tests/refusals.rs", "an embedder's own memory is registered by an unsafe call of the embedder"),
 ];

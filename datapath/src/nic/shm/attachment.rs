@@ -1,0 +1,264 @@
+//! A peer's memory in reach of this process: what every thread that copies shares.
+//!
+//! ```text
+//!   attachment ── view: the peer's regions, replaced as a whole by the service thread
+//!        │        ledger: the peer's words          lanes: ours in the peer's sight, and ours in our own
+//!        ▼
+//!   pass = one lane held: the view stays, no region goes ── find ── check the word ── copy ── leave
+//! ```
+//! A pass is short: whoever replaces the view or takes memory back waits for it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering, fence};
+use std::time::{Duration, Instant};
+
+use super::copy;
+use super::foreign::{Foreign, Piece};
+use super::ledger::{Copiers, Lanes, Ledger, OwnLanes, SharedLanes, take_lane};
+use super::view::{Entry, Reach, View};
+use super::wake::Wake;
+use super::wire::Process;
+use crate::nic::{Op, WcStatus};
+use crate::region::Memory;
+use crate::units::RemoteAddr;
+
+/// Bytes copied in one pass at the most.
+pub(super) const PASS_BYTES: usize = 1 << 20;
+/// A thread that finds every lane taken tries so long.
+const LANE_WITHIN: Duration = Duration::from_secs(1);
+
+/// Why a copy was not made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CopyError {
+    /// As a completion would say it: RETRY_EXC_ERR the peer is gone, REM_ACCESS_ERR it has no such region (now),
+    /// REM_OP_ERR the system does not let us at it.
+    pub status: WcStatus,
+    /// errno, 0 where there is none.
+    pub errno: i32,
+}
+
+impl CopyError {
+    pub(super) const fn of(status: WcStatus) -> Self {
+        Self { status, errno: 0 }
+    }
+}
+
+/// A peer's memory, in reach. Any thread may copy through it.
+pub struct Attachment {
+    pub(super) token: u64,
+    ledger: Arc<Ledger>,
+    /// In the peer's sight; none where the peer is this very NIC, which then looks at `own`.
+    shared: Option<SharedLanes>,
+    pub(super) own: Arc<OwnLanes>,
+    view: AtomicPtr<View>,
+    dead: AtomicBool,
+    /// The right to memory that the peer borrowed, or why there is none.
+    pub(super) foreign: Result<Foreign, String>,
+    pub(super) process: Option<Arc<Process>>,
+    wake: Arc<Wake>,
+}
+
+/// A view that was replaced, until its readers have left.
+pub(super) struct Retired {
+    copiers: Copiers,
+    _view: Box<View>,
+}
+
+impl Attachment {
+    pub(super) fn new(
+        token: u64,
+        ledger: Arc<Ledger>,
+        shared: Option<SharedLanes>,
+        process: Option<Arc<Process>>,
+        foreign: Result<Foreign, String>,
+        wake: Arc<Wake>,
+    ) -> Self {
+        Self {
+            token,
+            ledger,
+            shared,
+            own: Arc::new(OwnLanes::new()),
+            view: AtomicPtr::new(Box::into_raw(Box::default())),
+            dead: AtomicBool::new(false),
+            foreign,
+            process,
+            wake,
+        }
+    }
+
+    /// Whether the peer has ended. Nothing is copied then.
+    pub fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_dead(&self) {
+        self.dead.store(true, Ordering::Release);
+    }
+
+    /// Copies `len` bytes between `local` from `offset` and the peer's memory, on the calling thread. They are in place
+    /// when it returns. Not for a core's turn: a thread that finds every lane taken yields.
+    ///
+    /// # Errors
+    /// See [`CopyError`]; some of the bytes may have been copied then. LOC_PROT_ERR: not inside `local`. A region that the
+    /// peer registered a moment ago may not be known yet; a queue pair waits for it, this call does not.
+    pub fn copy(&self, op: Op, local: &Memory, offset: u64, remote: RemoteAddr, len: u32) -> Result<(), CopyError> {
+        if offset.checked_add(u64::from(len)).is_none_or(|end| end > local.len()) {
+            return Err(CopyError::of(WcStatus::LOC_PROT_ERR));
+        }
+        let (mut done, mut hint) = (0, 0);
+        loop {
+            let piece = (len - done).min(PASS_BYTES as u32);
+            let pass = self.enter_soon().ok_or(CopyError::of(WcStatus::RNR_RETRY_EXC_ERR))?;
+            let at = remote.0.wrapping_add(u64::from(done));
+            let entry = pass.find(at, piece, &mut hint)?.ok_or(CopyError::of(WcStatus::REM_ACCESS_ERR))?;
+            let from = local.addr() + offset + u64::from(done);
+            let stream = len as usize >= copy::STREAM_FROM;
+            let moved = pass.copy(op, from, entry, at, piece, stream)?;
+            if stream {
+                copy::fence();
+            }
+            done += moved;
+            if done == len {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes a lane, `from` first; `None` if all are taken.
+    pub(super) fn enter(&self, from: usize) -> Option<Pass<'_>> {
+        let lane = take_lane(&self.own, from)?;
+        if let Some(shared) = &self.shared {
+            // Nobody else writes this lane: taking our own one made it ours.
+            let seen = shared.lane(lane).load(Ordering::Relaxed);
+            shared.lane(lane).store(seen.wrapping_add(1) | 1, Ordering::Relaxed);
+        }
+        fence(Ordering::SeqCst);
+        // SAFETY: the pointer comes from `Box::into_raw`; a view that is replaced is freed only after every lane that was
+        // odd then has changed, and ours is odd until the pass is dropped.
+        let view = unsafe { &*self.view.load(Ordering::Acquire) };
+        Some(Pass { at: self, lane, view })
+    }
+
+    fn enter_soon(&self) -> Option<Pass<'_>> {
+        // Threads start at different lanes: where its stack lies differs by more than a page.
+        let from = (&raw const *self as usize).wrapping_add(std::ptr::from_ref(&self).addr() >> 12);
+        let mut until = None;
+        loop {
+            if let Some(pass) = self.enter(from % super::ledger::LANES) {
+                return Some(pass);
+            }
+            let until = *until.get_or_insert_with(|| Instant::now() + LANE_WITHIN);
+            if Instant::now() > until {
+                return None;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Replaces the view. Only the service thread does.
+    pub(super) fn publish(&self, view: View) -> Retired {
+        let old = self.view.swap(Box::into_raw(Box::new(view)), Ordering::AcqRel);
+        let copiers = Copiers::now(self.own.as_ref());
+        // SAFETY: it was made by `Box::into_raw`, and is nobody's but that of readers in a pass, whom `Retired` waits for.
+        Retired { copiers, _view: unsafe { Box::from_raw(old) } }
+    }
+
+    /// Whether nobody reads it any more.
+    pub(super) fn is_over(&self, retired: &mut Retired) -> bool {
+        retired.copiers.have_left(self.own.as_ref())
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        // SAFETY: made by `Box::into_raw`, and nobody is in a pass: a pass borrows the attachment.
+        drop(unsafe { Box::from_raw(*self.view.get_mut()) });
+        // The service thread closes the connection.
+        self.wake.ring();
+    }
+}
+
+/// A lane held.
+pub(super) struct Pass<'a> {
+    at: &'a Attachment,
+    lane: usize,
+    pub(super) view: &'a View,
+}
+
+impl<'a> Pass<'a> {
+    /// The region of a range, if it is known and still there. `Ok(None)`: unknown, perhaps only yet.
+    pub(super) fn find(&self, addr: u64, len: u32, hint: &mut usize) -> Result<Option<&'a Entry>, CopyError> {
+        if self.at.is_dead() {
+            return Err(CopyError::of(WcStatus::RETRY_EXC_ERR));
+        }
+        let Some(entry) = self.view.find(addr, len, hint) else { return Ok(None) };
+        // Another generation: revoked, and its successor in the slot is not announced yet, or never.
+        let live = self.at.ledger.word(entry.slot).load(Ordering::Acquire) == entry.generation;
+        Ok(live.then_some(entry))
+    }
+
+    /// Moves up to `len` bytes, at least one; returns how many.
+    pub(super) fn copy(
+        &self,
+        op: Op,
+        local: u64,
+        entry: &Entry,
+        remote: u64,
+        len: u32,
+        stream: bool,
+    ) -> Result<u32, CopyError> {
+        let local_ptr = local as *mut u8;
+        if let Some(remote) = entry.here(remote) {
+            let (to, from) = match op {
+                Op::Read => (local_ptr, remote.cast_const()),
+                Op::Write => (remote, local_ptr.cast_const()),
+            };
+            // SAFETY: the local range is registered memory that the request keeps (checked where requests are made); the
+            // remote one lies in a region that `find` found alive after our lane was taken, so it stays until we leave.
+            unsafe { copy::copy(to, from, len as usize, stream) };
+            return Ok(len);
+        }
+        match &entry.reach {
+            Reach::Refused(errno) => Err(CopyError { status: WcStatus::REM_OP_ERR, errno: *errno }),
+            _ => self.kernel_copies(op, &[Piece { local, remote, len: len as usize }]).map(|moved| moved as u32),
+        }
+    }
+
+    /// Moves pieces by one system call; returns how many bytes, at least one.
+    pub(super) fn kernel_copies(&self, op: Op, pieces: &[Piece]) -> Result<usize, CopyError> {
+        let Ok(foreign) = &self.at.foreign else {
+            return Err(CopyError { status: WcStatus::REM_OP_ERR, errno: libc::EPERM });
+        };
+        // A pid that ended may be another's already.
+        if self.at.process.as_ref().is_none_or(|p| p.has_ended()) {
+            return Err(CopyError::of(WcStatus::RETRY_EXC_ERR));
+        }
+        match foreign.transfer(op, pieces) {
+            Ok(0) => Err(CopyError { status: WcStatus::REM_ACCESS_ERR, errno: libc::EFAULT }),
+            Ok(moved) => Ok(moved),
+            Err(errno) => Err(CopyError { status: Foreign::status(errno), errno }),
+        }
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.at.shared {
+            let seen = shared.lane(self.lane).load(Ordering::Relaxed);
+            shared.lane(self.lane).store(seen.wrapping_add(1) & !1, Ordering::Release);
+        }
+        self.at.own.lane(self.lane).fetch_add(1, Ordering::Release);
+    }
+}
+
+impl std::fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Attachment").field("token", &self.token).field("dead", &self.is_dead()).finish_non_exhaustive()
+    }
+}
+
+/// What is left of an error of the socket.
+pub(super) fn gone(error: &io::Error) -> bool {
+    !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
