@@ -140,7 +140,7 @@ impl Attachment {
         Some(Pass { at: self, lane, view })
     }
 
-    fn enter_soon(&self) -> Option<Pass<'_>> {
+    pub(super) fn enter_soon(&self) -> Option<Pass<'_>> {
         // Threads start at different lanes: where its stack lies differs by more than a page.
         let from = (&raw const *self as usize).wrapping_add(std::ptr::from_ref(&self).addr() >> 12);
         let mut until = None;

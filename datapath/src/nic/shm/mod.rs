@@ -23,6 +23,7 @@
 
 mod attachment;
 mod copy;
+mod direct;
 mod foreign;
 mod ledger;
 mod qp;
@@ -43,8 +44,8 @@ use std::time::{Duration, Instant};
 use crossbeam_queue::ArrayQueue;
 
 use super::{
-    Access, AsyncEvent, CompletionQueue, ConnectedQp, CqHandle, DeviceInfo, DialError, Fabric, GidEntry, LinkLayer,
-    Nic, Offer, PortInfo, PortState, Qp, QpCaps, Registration, Target,
+    Access, AsyncEvent, CompletionQueue, ConnectedQp, CqHandle, DeviceInfo, DialError, Direct, Fabric, GidEntry,
+    LinkLayer, Nic, Offer, PortInfo, PortState, Qp, QpCaps, Registration, Target,
 };
 use crate::limits::QP_SLOTS;
 use crate::nic::qp::{AdminHalf, Reset, connected};
@@ -282,6 +283,11 @@ impl Nic for ShmNic {
 
     fn offer(&self) -> Option<Offer> {
         Some(Offer::Shm { token: self.token() })
+    }
+
+    fn direct(&self, to: &Target) -> Option<Arc<dyn Direct>> {
+        let Target::Shm { token } = to else { return None };
+        self.attachment(*token).map(|attachment| attachment as Arc<dyn Direct>)
     }
 
     fn dial(
