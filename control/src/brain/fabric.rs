@@ -83,12 +83,22 @@ impl Brain {
         Some(view.clone())
     }
 
-    /// What was known of failures belongs to another descriptor; views of it too.
+    /// The peer's memory has changed: views of it are made anew.
     pub(super) fn forget_views(&mut self, peer: PeerId) {
+        for route in &mut self.peer_mut(peer).routes {
+            route.view = None;
+        }
+    }
+
+    /// The peer is another process than before, or serves elsewhere: what was known of failures belongs to the past.
+    pub(super) fn begin_anew(&mut self, peer: PeerId) {
         let state = self.peer_mut(peer);
         state.failed = Default::default();
-        for route in &mut state.routes {
-            route.view = None;
+        (state.unreachable, state.cause) = (false, None);
+        for rail in state.rails.clone() {
+            let rail = &mut self.rails[rail];
+            rail.forgive();
+            (rail.failing_since, rail.retry_at) = (None, None);
         }
     }
 
@@ -341,16 +351,15 @@ impl Brain {
         let (peer, fabric) = (self.rails[rail].peer, self.rails[rail].fabric);
         if failure.is_final {
             self.trouble(rail, &failure.why);
-            let found = self.fail_fabric(peer, fabric, &failure.why, true);
-            if !found {
+            if !self.fail_fabric(peer, fabric, &failure.why, true) {
                 self.give_up(peer, &failure.why);
             }
-            return;
+        } else {
+            self.attempt_failed(rail, &failure.why);
         }
         // The peer may have been restarted, and offer something else now.
         self.peer_mut(peer).stale = true;
         self.fetch(peer);
-        self.attempt_failed(rail, &failure.why);
     }
 
     fn adopt_dialled(&mut self, rail: usize, theirs: PeerEnd, halves: Vec<(ConnectedQp, AdminHalf)>) {

@@ -457,6 +457,10 @@ impl Brain {
         if self.peer(peer).segment.is_none() && self.peer(peer).rails.is_empty() {
             return self.fetch(peer);
         }
+        if self.peer(peer).unreachable && self.peer(peer).stale {
+            // Gone for good, or back as another process: its descriptor tells.
+            self.fetch(peer);
+        }
         self.try_again_if_idle(peer);
         self.connect_peer(peer);
         self.check_reach(peer);

@@ -267,12 +267,17 @@ impl Brain {
             numbers.push(self.peer_nic(peer, &device.name));
         }
         let incarnation = descriptor.extra.incarnation;
+        let before = self.peer(peer).segment.clone();
+        let another = before.is_none_or(|before| offers_otherwise(&before.descriptor, &descriptor));
         let state = self.peer_mut(peer);
         let buffers = remote_buffers(&state.shared, &state.routes[0].route, &descriptor, &numbers, state.nics.len());
         let segment = Arc::new(RemoteSegment { name, descriptor: Arc::new(descriptor), buffers: Arc::new(buffers) });
         state.segment = Some(segment.clone());
         state.stale = false;
         self.forget_views(peer);
+        if another {
+            self.begin_anew(peer);
+        }
         if let Some(incarnation) = incarnation {
             let boot_id = segment.descriptor.extra.boot_id.clone();
             self.note_life(peer, incarnation, boot_id.as_deref(), None);
@@ -543,6 +548,14 @@ fn remote_buffers(
         });
     }
     RemoteBuffers::new(peer.clone(), route.clone(), buffers)
+}
+
+/// Whether a descriptor is of another process than the one before, or of one that serves elsewhere.
+fn offers_otherwise(before: &SegmentDescriptor, now: &SegmentDescriptor) -> bool {
+    let offer = |d: &SegmentDescriptor| {
+        (d.extra.incarnation, d.extra.shm, d.extra.tcp.clone(), d.tcp_data_host.clone(), d.tcp_data_port)
+    };
+    offer(before) != offer(now)
 }
 
 /// Whether a published NIC can be connected to at all.
