@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use moonrail_datapath::error::{Cause, SliceError};
-use moonrail_datapath::nic::Op;
+use moonrail_datapath::nic::{Direct, Op};
 use moonrail_datapath::work::{Completion, TransferStatus, Work};
 
 use crate::engine::{Engine, Shared};
@@ -131,6 +131,8 @@ pub(crate) struct Flight {
     pub(crate) submitted: Instant,
     /// When the cores end it.
     pub(crate) limit: Instant,
+    /// The peer's memory, if all of it goes to one peer and this process's threads reach that.
+    pub(crate) direct: Option<Arc<dyn Direct>>,
 }
 
 enum Works {
@@ -155,9 +157,38 @@ pub(crate) struct Inner {
 /// Transfers on their way. Any thread may poll it and wait for it. Dropping it never blocks: what is not on its way yet
 /// is cancelled, what is in flight keeps its memory until it has ended.
 pub struct Batch {
-    inner: Arc<Inner>,
+    kind: Kind,
     /// Whether the bound of `.await` is set.
     timed: bool,
+}
+
+enum Kind {
+    /// Handed to the cores.
+    Flying(Arc<Inner>),
+    /// Copied by the submitting thread: done from the start.
+    Copied(Copied),
+}
+
+/// A batch that was done when `submit` returned.
+pub(crate) struct Copied {
+    /// Length of each transfer.
+    pub(crate) lens: Lens,
+    pub(crate) took: Duration,
+}
+
+/// Lengths of the transfers of a batch; one needs no memory of its own.
+pub(crate) enum Lens {
+    One(u64),
+    Many(Box<[u64]>),
+}
+
+impl Lens {
+    fn as_slice(&self) -> &[u64] {
+        match self {
+            Self::One(len) => std::slice::from_ref(len),
+            Self::Many(lens) => lens,
+        }
+    }
 }
 
 impl Batch {
@@ -165,12 +196,19 @@ impl Batch {
         let works = Mutex::new(Works::Held(works));
         let inner = Arc::new(Inner { flight, verdict: AtomicU8::new(UNKNOWN), ended: AtomicU64::new(0), works });
         inner.flight.shared.live.add(&inner);
-        Self { inner, timed: false }
+        Self { kind: Kind::Flying(inner), timed: false }
+    }
+
+    pub(crate) fn copied(copied: Copied) -> Self {
+        Self { kind: Kind::Copied(copied), timed: false }
     }
 
     /// Number of transfers.
     pub fn len(&self) -> usize {
-        self.inner.flight.places.len()
+        match &self.kind {
+            Kind::Flying(inner) => inner.flight.places.len(),
+            Kind::Copied(copied) => copied.lens.as_slice().len(),
+        }
     }
 
     /// Whether it has no transfers: then it is done from the start.
@@ -180,42 +218,57 @@ impl Batch {
 
     /// The status now. Costs one load while the batch is under way.
     pub fn poll(&self) -> BatchStatus {
-        self.inner.status()
+        match &self.kind {
+            Kind::Flying(inner) => inner.status(),
+            Kind::Copied(_) => BatchStatus::Done,
+        }
     }
 
-    /// Waits for the end, at most `for_at_most`: looks for some microseconds, then sleeps. May be called again.
+    /// Waits for the end, at most `for_at_most`: looks for some microseconds, then sleeps. Where the peer's memory is in
+    /// reach of this thread, it carries slices itself meanwhile, beside the cores. May be called again.
     ///
     /// # Errors
     /// [`WaitError::Failed`] when the batch is over and not all bytes are in place; [`WaitError::DeadlineExceeded`] when
     /// it is not over.
     pub fn wait(&self, for_at_most: Duration) -> Result<(), WaitError> {
+        let Kind::Flying(inner) = &self.kind else { return Ok(()) };
         let started = Instant::now();
         let until = after(started, for_at_most);
-        let completion = &self.inner.flight.completion;
+        let completion = &inner.flight.completion;
         while !completion.is_done() {
             let waited = started.elapsed();
             if waited >= for_at_most {
-                return Err(self.inner.not_over(PATIENCE));
+                return Err(inner.not_over(PATIENCE));
+            }
+            if inner.assist() {
+                continue;
             }
             if waited < SPIN {
                 for _ in 0..32 {
                     std::hint::spin_loop();
                 }
             } else if !completion.sleep(until) {
-                return Err(self.inner.not_over(PATIENCE));
+                return Err(inner.not_over(PATIENCE));
             }
         }
-        self.inner.outcome(PATIENCE)
+        inner.outcome(PATIENCE)
     }
 
     /// The state of one transfer; `None` beyond the last.
     pub fn transfer(&self, index: usize) -> Option<TransferState> {
-        self.inner.transfer(index).map(|(state, _)| state)
+        self.state(index).map(|(state, _)| state)
     }
 
     /// Bytes of one transfer that are in place; 0 beyond the last.
     pub fn transfer_bytes(&self, index: usize) -> u64 {
-        self.inner.transfer(index).map_or(0, |(_, bytes)| bytes)
+        self.state(index).map_or(0, |(_, bytes)| bytes)
+    }
+
+    fn state(&self, index: usize) -> Option<(TransferState, u64)> {
+        match &self.kind {
+            Kind::Flying(inner) => inner.transfer(index),
+            Kind::Copied(copied) => copied.lens.as_slice().get(index).map(|len| (TransferState::Done, *len)),
+        }
     }
 
     /// Bytes of all transfers that are in place.
@@ -225,21 +278,29 @@ impl Batch {
 
     /// The first transfer that failed, in words, with its first cause. May be there before the batch is over.
     pub fn first_error(&self) -> Option<TransferError> {
-        self.inner.first_error(PATIENCE)
+        match &self.kind {
+            Kind::Flying(inner) => inner.first_error(PATIENCE),
+            Kind::Copied(_) => None,
+        }
     }
 
     /// Time since submission, or from submission to the moment the end was first seen.
     pub fn elapsed(&self) -> Duration {
-        match self.inner.ended.load(Ordering::Relaxed) {
-            0 => self.inner.flight.submitted.elapsed(),
-            nanos => Duration::from_nanos(nanos),
+        match &self.kind {
+            Kind::Copied(copied) => copied.took,
+            Kind::Flying(inner) => match inner.ended.load(Ordering::Relaxed) {
+                0 => inner.flight.submitted.elapsed(),
+                nanos => Duration::from_nanos(nanos),
+            },
         }
     }
 
     /// Ends what is not on its way yet; what is, is drained. The batch is over soon after, as failed unless all was done.
     /// Does not block.
     pub fn cancel(&self) {
-        self.inner.cancel();
+        if let Kind::Flying(inner) = &self.kind {
+            inner.cancel();
+        }
     }
 }
 
@@ -257,7 +318,8 @@ impl Future for Batch {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        let flight = &this.inner.flight;
+        let Kind::Flying(inner) = &this.kind else { return Poll::Ready(Ok(())) };
+        let flight = &inner.flight;
         if !flight.completion.is_done() {
             flight.completion.register(context.waker());
             let bound = flight.limit + GRACE;
@@ -267,24 +329,50 @@ impl Future for Batch {
                 let watched = if this.timed { !watch.is_stopped() } else { watch.wake_at(bound, &flight.completion) };
                 this.timed = true;
                 if Instant::now() >= bound || !watched {
-                    return Poll::Ready(Err(this.inner.not_over(AT_ONCE)));
+                    return Poll::Ready(Err(inner.not_over(AT_ONCE)));
                 }
                 return Poll::Pending;
             }
         }
-        Poll::Ready(this.inner.outcome(AT_ONCE))
+        Poll::Ready(inner.outcome(AT_ONCE))
     }
 }
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        if !self.inner.flight.completion.is_done() {
-            self.inner.cancel();
+        if let Kind::Flying(inner) = &self.kind
+            && !inner.flight.completion.is_done()
+        {
+            inner.cancel();
         }
     }
 }
 
 impl Inner {
+    /// Carries a run of slices on this thread, where that can be done. Whether it did.
+    fn assist(&self) -> bool {
+        let Some(direct) = &self.flight.direct else { return false };
+        // Taken out one by one: the lock is not held while bytes are copied.
+        let mut number = 0;
+        loop {
+            let work = match &*self.works() {
+                Works::Held(works) => works.get(number).cloned(),
+                Works::Over(..) => None,
+            };
+            let Some(work) = work else { return false };
+            let done = work.assist(direct.as_ref());
+            self.flight.shared.copied.count(u64::from(done.slices), done.bytes);
+            if done.gave_back {
+                self.flight.shared.enqueue_again(&work);
+                return false;
+            }
+            if done.slices > 0 {
+                return true;
+            }
+            number += 1;
+        }
+    }
+
     fn works(&self) -> MutexGuard<'_, Works> {
         self.works.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -162,7 +162,8 @@ texts! {
 }
 
 impl EngineBuilder {
-    /// Name of this node, `HOST`, `HOST:PORT` or any word; peers open it. Default: the host name.
+    /// Name of this node, `HOST`, `HOST:PORT` or any word; peers open it. Default: the host name; without a metadata server
+    /// the address of this host that others can reach, else 127.0.0.1.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use moonrail_control::names::HostPort;
-use moonrail_control::{Clock, Control, FabricPolicy, RailState};
+use moonrail_control::{Clock, Control, FabricPolicy, RailState, Way};
 use moonrail_datapath::core::{CoreCounters as Counting, Inbox};
 use moonrail_datapath::nic::{Fabric, Nic};
 use moonrail_datapath::region::Memory;
@@ -25,6 +25,7 @@ use crate::pin;
 use crate::region::Region;
 use crate::registry::Registry;
 use crate::segment::{OPEN_WITHIN, Segment};
+use crate::submit::CopiedCounters;
 use crate::topology::Machine;
 
 /// For one notification: the peer is dialled, told, and answers.
@@ -141,11 +142,15 @@ pub struct CoreCounters {
     pub sleeps: u64,
 }
 
-/// Counters of every data core.
+/// Counters of every data core, and of what callers' own threads did.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
     /// By core.
     pub cores: Vec<CoreCounters>,
+    /// Pieces that callers' threads copied through shared memory themselves, in `submit` or while they waited.
+    pub copies: u64,
+    /// Their bytes.
+    pub copied_bytes: u64,
 }
 
 impl Counters {
@@ -190,6 +195,9 @@ pub(crate) struct Shared {
     pub(crate) peer_to_peer: bool,
     pub(crate) machine: Machine,
     pub(crate) nics: Vec<OpenNic>,
+    /// The one of them that shares memory.
+    pub(crate) shm: Option<Arc<dyn Nic>>,
+    pub(crate) copied: CopiedCounters,
     pub(crate) inboxes: Arc<[Arc<Inbox>]>,
     pub(crate) counters: Vec<Arc<Counting>>,
     pub(crate) clock: Clock,
@@ -332,7 +340,8 @@ impl Engine {
             idle_turns: counting.idle_turns.get(),
             sleeps: counting.sleeps.get(),
         };
-        Counters { cores: self.shared.counters.iter().enumerate().map(core).collect() }
+        let (copies, copied_bytes) = self.shared.copied.total();
+        Counters { cores: self.shared.counters.iter().enumerate().map(core).collect(), copies, copied_bytes }
     }
 
     /// Time since the engine was built: the clock that [`IncidentInfo::at`] is on.
@@ -340,9 +349,15 @@ impl Engine {
         self.shared.origin.elapsed()
     }
 
+    /// Over what transfers to a peer go, for each policy its segments were opened with, and why. Empty for a peer that was
+    /// never opened.
+    pub fn ways(&self, peer: &str) -> Vec<Way> {
+        self.shared.control.ways(peer)
+    }
+
     /// What is known of the way to a peer: over which fabric transfers go and why, a line per rail, and why there is none.
     pub fn explain(&self, peer: &str) -> Vec<String> {
-        let way = |way: moonrail_control::Way| {
+        let way = |way: Way| {
             let fabric = way.fabric.map_or("nothing", Fabric::as_str);
             let asked = match way.policy {
                 FabricPolicy { require: Some(only), .. } => format!(" (required: {only})"),
@@ -351,7 +366,7 @@ impl Engine {
             };
             format!("over {fabric}{asked}: {}", way.why)
         };
-        let mut lines: Vec<String> = self.shared.control.ways(peer).into_iter().map(way).collect();
+        let mut lines: Vec<String> = self.ways(peer).into_iter().map(way).collect();
         let rails = self.rails().into_iter().filter(|rail| rail.peer == peer);
         lines.extend(rails.map(|rail| {
             let mtu = rail.path_mtu.map(|mtu| format!(", path MTU {mtu}")).unwrap_or_default();

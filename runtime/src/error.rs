@@ -1,10 +1,10 @@
 //! What each operation can answer, one enum per operation. Every text says what an operator does next.
 
-use std::fmt;
 use std::time::Duration;
+use std::{fmt, io};
 
 use moonrail_datapath::error::Cause;
-use moonrail_datapath::nic::{Op, PortState};
+use moonrail_datapath::nic::{Fabric, Op, PortState};
 use moonrail_datapath::units::PortNum;
 
 /// An error below ours, kept for `source()`.
@@ -63,6 +63,14 @@ pub enum BuildError {
         /// What is wrong with each; empty if there are none at all.
         problems: Vec<NicProblem>,
     },
+    /// A fabric that is required, or the only one, could not be set up.
+    #[error("{fabric} cannot be used: {source}; choose other fabrics, or mend that")]
+    Fabric {
+        /// Which.
+        fabric: Fabric,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The connection string of the metadata server is none.
     #[error("{source}")]
     Metadata {
@@ -81,7 +89,7 @@ pub enum BuildError {
         /// What was asked for.
         what: String,
         /// Why not.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -211,7 +219,7 @@ pub enum RegisterError {
         /// Bytes asked for.
         len: usize,
         /// What mmap(2) said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// It was registered, but the peers could not be told, so it was taken back.
     #[error("the segment could not be published, so the memory was deregistered again: {source}")]

@@ -31,7 +31,7 @@ pub(crate) struct Live {
 }
 
 /// Threads in the order of their first submission, so that few share a list.
-fn shard_of_this_thread() -> usize {
+pub(crate) fn shard_of_this_thread() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local!(static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
     MINE.with(|mine| *mine)

@@ -1,11 +1,13 @@
 //! Opening the NICs: which ones, are they usable, by which GID, in which order.
 
+mod dialled;
+
 use std::sync::Arc;
 
 use moonrail_control::gid::{GidChoice, GidReason, choose};
 use moonrail_control::metadata::PriorityMatrix;
 use moonrail_datapath::nic::verbs::{self, VerbsNic};
-use moonrail_datapath::nic::{Nic, PortState};
+use moonrail_datapath::nic::{Fabric, Nic, PortState};
 use moonrail_datapath::units::{GidIndex, PortNum};
 
 use crate::config::{MatrixSource, Settings};
@@ -45,16 +47,76 @@ pub(crate) struct Wanted {
 }
 
 pub(crate) fn open(wanted: Wanted, settings: &Settings, machine: &Machine, log: &Log) -> Result<Opened, BuildError> {
-    let matrix = given_matrix(settings, log)?;
-    let port = PortNum(settings.ib_port);
+    let fabrics = Fabrics { settings, only_given: !wanted.open.is_empty() };
+    let given = given_matrix(settings, log)?;
+    let named = given.is_some() || !wanted.names.is_empty() || fabrics.only_given;
     let mut problems = Vec::new();
     let mut nics = Vec::new();
+    if fabrics.has_rdma() {
+        open_rdma(wanted, given.as_ref(), settings, log, &mut nics, &mut problems);
+    }
+    if nics.is_empty() && fabrics.has_rdma() && (named || settings.policy.require == Some(Fabric::Rdma)) {
+        return Err(BuildError::NoNic { problems });
+    }
+    let matrix = match given {
+        _ if nics.is_empty() => PriorityMatrix::default(),
+        Some(matrix) => restrict(matrix, &nics),
+        None => discovered_matrix(machine, &nics),
+    };
+    // A stock peer numbers our NICs by walking the matrix: be numbered alike (interop, device choice).
+    let order: Vec<String> = matrix.numbering().into_iter().map(str::to_owned).collect();
+    nics.sort_by_key(|usable| order.iter().position(|name| name == usable.nic.name()).unwrap_or(usize::MAX));
+    for usable in &nics {
+        announce(usable, log);
+    }
+    dialled::open(&fabrics, settings, log, &mut nics)?;
+    if nics.is_empty() {
+        return Err(BuildError::NoNic { problems });
+    }
+    Ok(Opened { nics, matrix })
+}
+
+/// Which fabrics a node has.
+pub(crate) struct Fabrics<'a> {
+    settings: &'a Settings,
+    /// The program gave NICs, and named no fabrics: those and nothing else.
+    only_given: bool,
+}
+
+impl Fabrics<'_> {
+    fn has_rdma(&self) -> bool {
+        self.only_given || self.names(Fabric::Rdma).unwrap_or(true)
+    }
+
+    /// Whether a fabric that is dialled is there; `rdma`: whether there is a NIC of that.
+    pub(crate) fn has(&self, fabric: Fabric, rdma: bool) -> bool {
+        let policy = self.settings.policy;
+        let asked = policy.require == Some(fabric) || policy.prefer == Some(fabric);
+        let default = !self.only_given && (fabric == Fabric::Shm || asked || !rdma);
+        self.names(fabric).unwrap_or(default)
+    }
+
+    /// What the program said of it.
+    fn names(&self, fabric: Fabric) -> Option<bool> {
+        self.settings.fabrics.as_ref().map(|named| named.contains(&fabric))
+    }
+}
+
+fn open_rdma(
+    wanted: Wanted,
+    given: Option<&PriorityMatrix>,
+    settings: &Settings,
+    log: &Log,
+    nics: &mut Vec<Usable>,
+    problems: &mut Vec<NicProblem>,
+) {
+    let port = PortNum(settings.ib_port);
     let mut take = |opened: Result<Usable, NicProblem>| match opened {
         Ok(usable) => nics.push(usable),
         Err(problem) => problems.push(problem),
     };
     if wanted.open.is_empty() {
-        let names = match (&matrix, wanted.names.is_empty()) {
+        let names = match (given, wanted.names.is_empty()) {
             (_, false) => wanted.names,
             (Some(matrix), true) => matrix.numbering().into_iter().map(str::to_owned).collect(),
             (None, true) => discover(settings, log),
@@ -67,23 +129,9 @@ pub(crate) fn open(wanted: Wanted, settings: &Settings, machine: &Machine, log: 
             take(examine(nic, settings, false));
         }
     }
-    for problem in &problems {
+    for problem in problems {
         log.warning(format!("{problem}; Disable device {}", problem.device()));
     }
-    if nics.is_empty() {
-        return Err(BuildError::NoNic { problems });
-    }
-    let matrix = match matrix {
-        Some(matrix) => restrict(matrix, &nics),
-        None => discovered_matrix(machine, &nics),
-    };
-    // A stock peer numbers our NICs by walking the matrix: be numbered alike (interop, device choice).
-    let order: Vec<String> = matrix.numbering().into_iter().map(str::to_owned).collect();
-    nics.sort_by_key(|usable| order.iter().position(|name| name == usable.nic.name()).unwrap_or(usize::MAX));
-    for usable in &nics {
-        announce(usable, log);
-    }
-    Ok(Opened { nics, matrix })
 }
 
 fn given_matrix(settings: &Settings, log: &Log) -> Result<Option<PriorityMatrix>, BuildError> {
@@ -113,10 +161,13 @@ fn discover(settings: &Settings, log: &Log) -> Vec<String> {
     let found = match verbs::list() {
         Ok(found) => found,
         Err(error) => {
-            log.warning(format!("No RDMA devices found, check your device installation: {error}"));
+            log.info(format!("No RDMA devices found, check your device installation if there should be some: {error}"));
             return Vec::new();
         }
     };
+    if found.is_empty() {
+        log.info("No RDMA devices found, check your device installation if there should be some");
+    }
     let mut names = Vec::new();
     for device in found {
         let name = device.info.name;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use moonrail_control::{FabricPolicy, RemoteSegment};
-use moonrail_datapath::nic::Fabric;
+use moonrail_datapath::nic::{Direct, Fabric, Target};
 use moonrail_datapath::transfer::RemoteBuffers;
 
 use crate::engine::Shared;
@@ -39,6 +39,8 @@ struct Inner {
     policy: Option<FabricPolicy>,
     current: RwLock<Arc<RemoteSegment>>,
     looked: Mutex<Option<Instant>>,
+    /// The peer's memory as this process reaches it by itself, while that is so.
+    direct: RwLock<Option<Arc<dyn Direct>>>,
 }
 
 impl Segment {
@@ -48,7 +50,17 @@ impl Segment {
         policy: Option<FabricPolicy>,
         found: Arc<RemoteSegment>,
     ) -> Self {
-        Self { inner: Arc::new(Inner { shared, name, policy, current: RwLock::new(found), looked: Mutex::new(None) }) }
+        let current = RwLock::new(found);
+        Self {
+            inner: Arc::new(Inner {
+                shared,
+                name,
+                policy,
+                current,
+                looked: Mutex::new(None),
+                direct: RwLock::default(),
+            }),
+        }
     }
 
     /// The name it was opened by.
@@ -109,8 +121,20 @@ impl Segment {
         answer.map_err(|source| crate::NotifyError::send(name, source))
     }
 
-    pub(crate) fn belongs_to(&self, shared: &Arc<Shared>) -> bool {
-        Arc::ptr_eq(&self.inner.shared, shared)
+    pub(crate) fn belongs_to(&self, shared: &Shared) -> bool {
+        std::ptr::eq(Arc::as_ptr(&self.inner.shared), shared)
+    }
+
+    /// The peer's memory, where a NIC of ours has it in reach.
+    pub(crate) fn reach(&self) -> Option<Arc<dyn Direct>> {
+        let known = self.inner.direct.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(known) = known.filter(|known| known.is_alive()) {
+            return Some(known);
+        }
+        let token = self.current().descriptor.extra.shm?;
+        let found = self.inner.shared.shm.as_ref()?.direct(&Target::Shm { token: token.0 })?;
+        *self.inner.direct.write().unwrap_or_else(PoisonError::into_inner) = Some(found.clone());
+        found.is_alive().then_some(found)
     }
 
     pub(crate) fn is(&self, other: &Self) -> bool {

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use moonrail_control::metadata::MetadataUri;
 use moonrail_control::metadata::store::{Credentials, TlsFiles as StoreTls};
-use moonrail_control::names::HostPort;
+use moonrail_control::names::{Family, HostPort, published_address};
 use moonrail_control::{
     Clock, ControlConfig, ControlNic, CoreLink, HandshakeOptions, LogLevel, PortChoice, RailOptions, StoreOptions,
 };
 use moonrail_datapath::core::{self, Command, Core, CoreConfig, CoreCounters, Doorbell, Inbox, Outbox};
-use moonrail_datapath::nic::{CompletionQueue, CqHandle};
+use moonrail_datapath::nic::{CompletionQueue, CqHandle, Fabric};
 use moonrail_datapath::units::{CoreId, Nanos, NicId};
 
 use crate::builder::{EngineBuilder, PollMode};
@@ -24,6 +24,7 @@ use crate::error::BuildError;
 use crate::live::{Live, Watch};
 use crate::log::{self, Level, Log};
 use crate::open::{self, Opened};
+use crate::submit::CopiedCounters;
 use crate::topology::{Machine, assign};
 use crate::{metrics, pin};
 
@@ -62,7 +63,7 @@ pub(crate) fn start(builder: EngineBuilder) -> Result<Engine, BuildError> {
     let threads = spawn_cores(parts.configs, &places, poll_mode, &clock, &log, &parts.inboxes)?;
 
     let config = ControlConfig {
-        name: name.unwrap_or_else(host_name),
+        name: name.unwrap_or_else(|| own_name(peer_to_peer, settings.ipv6)),
         metadata: uri,
         store: StoreOptions {
             credentials: user.map(|(user, password)| Credentials { user, password }),
@@ -89,7 +90,7 @@ pub(crate) fn start(builder: EngineBuilder) -> Result<Engine, BuildError> {
         }
     };
 
-    let nics = opened
+    let nics: Vec<OpenNic> = opened
         .nics
         .into_iter()
         .enumerate()
@@ -101,6 +102,7 @@ pub(crate) fn start(builder: EngineBuilder) -> Result<Engine, BuildError> {
             registered: AtomicU64::new(0),
         })
         .collect();
+    let shm = nics.iter().find(|nic: &&OpenNic| nic.nic.fabric() == Fabric::Shm).map(|nic| nic.nic.clone());
     let metrics = settings.metrics.map(|every| metrics::start(every, counters.clone(), log.clone()));
     let shared = Shared {
         log,
@@ -109,6 +111,8 @@ pub(crate) fn start(builder: EngineBuilder) -> Result<Engine, BuildError> {
         peer_to_peer,
         machine,
         nics,
+        shm,
+        copied: CopiedCounters::default(),
         inboxes: parts.inboxes,
         counters,
         clock,
@@ -148,6 +152,16 @@ fn control_log(log: &Log) -> moonrail_control::LogSink {
         };
         log.line(level, &record.text);
     })
+}
+
+/// The name of a node that was given none. Without a metadata server it has to be an address that others can dial: the
+/// host's name may resolve to loopback, or not at all.
+fn own_name(peer_to_peer: bool, ipv6: bool) -> String {
+    if !peer_to_peer {
+        return host_name();
+    }
+    let (family, loopback) = if ipv6 { (Family::V6, "::1") } else { (Family::V4, "127.0.0.1") };
+    published_address(None, family).map_or_else(|| loopback.to_owned(), |address| address.to_string())
 }
 
 fn host_name() -> String {

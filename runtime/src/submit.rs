@@ -1,5 +1,7 @@
 //! From transfers to Works: look up, tile, group, enqueue. All of a batch, or nothing.
 
+mod at_once;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,8 @@ use crate::engine::Shared;
 use crate::error::SubmitError;
 use crate::registry::{Registry, chunk_at};
 use crate::segment::Segment;
+
+pub(crate) use at_once::CopiedCounters;
 
 /// How long a batch of several Works waits for room after its first one was taken, in all.
 const ROOM_WITHIN: Duration = Duration::from_millis(10);
@@ -81,10 +85,15 @@ impl Shared {
         deadline: Option<Duration>,
     ) -> Result<Batch, SubmitError> {
         let submitted = Instant::now();
-        // Held until everything is enqueued: memory cannot leave, and the engine cannot stop, in between.
+        // Held until everything is enqueued, or copied: memory cannot leave, and the engine cannot stop, in between.
         let registry = self.registry();
         if registry.stopped {
             return Err(SubmitError::Stopped);
+        }
+        let direct = self.direct_to(transfers);
+        if let Some(copied) = direct.as_deref().and_then(|far| self.copy_at_once(far, &registry, transfers, submitted))
+        {
+            return Ok(Batch::copied(copied));
         }
         let mut groups: Vec<Group> = Vec::new();
         // What the peer offers, looked up once per run of transfers to one segment.
@@ -118,7 +127,7 @@ impl Shared {
         }
         drop(registry);
         Ok(Batch::new(
-            Flight { shared: self.clone(), completion, places, submitted, limit: after(submitted, span) },
+            Flight { shared: self.clone(), completion, places, submitted, limit: after(submitted, span), direct },
             works,
         ))
     }
@@ -203,5 +212,13 @@ impl Shared {
         }
         work.abandon(SliceError::of(Cause::Cancelled));
         Ok(())
+    }
+
+    /// Hands a Work whose slices came back to its home once more. A full ring is no loss: the home looks once a
+    /// millisecond.
+    pub(crate) fn enqueue_again(&self, work: &Arc<Work>) {
+        if let Some(home) = self.inboxes.get(usize::from(work.home().0)) {
+            let _ = home.submit(work.clone());
+        }
     }
 }

@@ -75,7 +75,7 @@ fn advice(cause: Cause, told: SliceError) -> &'static str {
         Cause::Shutdown => "the memory may be used again",
         Cause::CoreLost => "see the log for the panic, and restart this process",
         Cause::Post => "see `dmesg` and `moonrail doctor`; a device that refuses every request needs its driver reset",
-        Cause::Unreachable => "check that the peer runs and that `ib_send_bw` works between the two NICs",
+        Cause::Unreachable => "check that the peer runs; over RDMA, also that `ib_send_bw` works between the two NICs",
         Cause::Deadline if told.status == 0 => {
             "the peer or the network may be slow or gone: see `moonrail ping`; MC_TRANSFER_TIMEOUT sets the limit"
         }
