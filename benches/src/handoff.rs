@@ -20,7 +20,7 @@ use moonrail_datapath::units::{Gid, Nanos, RemoteAddr};
 use moonrail_datapath::work::{Completion, TransferStatus, Work, WorkParts};
 
 use crate::null::NullNic;
-use crate::record::Case;
+use crate::record::{Case, Found};
 use crate::rig::Rig;
 
 const SEED: u64 = 0x006d_6f6f_6e72_6169;
@@ -49,7 +49,15 @@ trait Way {
     fn counted(&self) -> (u64, u64, u64);
 }
 
-pub(crate) fn run(quick: bool) -> Result<Vec<Case>, Box<dyn Error>> {
+pub(crate) fn run(quick: bool) -> Result<Found, Box<dyn Error>> {
+    let cases = measure_all(quick)?;
+    Ok(Found {
+        unit: "nanoseconds from building a batch to seeing its end",
+        cases: cases.iter().map(Case::json).collect(),
+    })
+}
+
+fn measure_all(quick: bool) -> Result<Vec<Case>, Box<dyn Error>> {
     let size = if quick { 200 } else { 200_000 };
     println!("{}", Case::head());
     let mut cases = Vec::new();
@@ -214,7 +222,7 @@ impl Way for Engines {
 mod tests {
     #[test]
     fn the_quick_run_measures_every_case() {
-        let cases = super::run(true).unwrap();
+        let cases = super::measure_all(true).unwrap();
         assert_eq!(cases.len(), 8);
         for case in &cases {
             assert_eq!(case.times.len(), case.rounds);

@@ -1,9 +1,10 @@
-//! moonrail's experiments: `cargo run -p moonrail-benches --release -- handoff`.
+//! moonrail's experiments: `cargo run -p moonrail-benches --release -- handoff`, or another name.
 //!
 //! Each writes what it measured, on what machine, from which commit, to benches/results/<date>-<commit>-<machine>.json.
 //! `--quick` is a tiny size that shows that the experiment still runs; its numbers mean nothing and are not saved.
 
 mod handoff;
+mod host;
 mod null;
 mod record;
 mod rig;
@@ -11,9 +12,10 @@ mod rig;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: moonrail-benches handoff [--quick] [--out FOLDER]
+const USAGE: &str = "usage: moonrail-benches handoff|host [--quick] [--out FOLDER]
 
   handoff   submit -> core -> completion over a NIC that completes at once: what the engine itself costs
+  host      two engines of this host, over shared memory and TCP, beside a plain copy and a bare TCP program
   --quick   a tiny run, not saved unless --out is given
   --out     folder for the JSON (default: benches/results)";
 
@@ -26,22 +28,23 @@ fn main() -> ExitCode {
         match word.as_str() {
             "--quick" => quick = true,
             "--out" => out = words.next().map(PathBuf::from),
-            "handoff" if experiment.is_none() => experiment = Some(word),
+            "handoff" | "host" if experiment.is_none() => experiment = Some(word),
             _ => {
                 eprintln!("{word:?} is not understood\n{USAGE}");
                 return ExitCode::from(2);
             }
         }
     }
-    if experiment.is_none() {
+    let Some(experiment) = experiment else {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
-    }
+    };
     let results = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/results"));
     let folder = out.or((!quick).then_some(results));
-    let ran = handoff::run(quick).map_err(|error| error.to_string());
-    let saved = ran.and_then(|cases| match folder {
-        Some(folder) => record::save(&folder, "handoff", &cases).map(Some).map_err(|error| error.to_string()),
+    let ran = if experiment == "host" { host::run(quick) } else { handoff::run(quick) };
+    let ran = ran.map_err(|error| error.to_string());
+    let saved = ran.and_then(|found| match folder {
+        Some(folder) => record::save(&folder, &experiment, &found).map(Some).map_err(|error| error.to_string()),
         None => Ok(None),
     });
     match saved {
@@ -52,7 +55,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("handoff failed: {error}");
+            eprintln!("{experiment} failed: {error}");
             ExitCode::FAILURE
         }
     }

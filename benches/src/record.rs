@@ -55,7 +55,7 @@ impl Case {
         )
     }
 
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         let at = |quantile| self.times.value_at_quantile(quantile);
         json!({
             "layer": self.layer, "poll_mode": self.mode, "batch": self.batch, "block_bytes": self.block, "rounds": self.rounds,
@@ -70,11 +70,17 @@ impl Case {
     }
 }
 
-/// Writes `<date>-<commit>-<machine>.json`.
-pub(crate) fn save(folder: &Path, experiment: &str, cases: &[Case]) -> io::Result<PathBuf> {
+/// What an experiment found: its cases, and what their times are of.
+pub(crate) struct Found {
+    pub(crate) unit: &'static str,
+    pub(crate) cases: Vec<Value>,
+}
+
+/// Writes `<date>-<commit>-<machine>-<experiment>.json`.
+pub(crate) fn save(folder: &Path, experiment: &str, found: &Found) -> io::Result<PathBuf> {
     std::fs::create_dir_all(folder)?;
     let (date, commit, machine) = (date(), commit(), machine());
-    let path = folder.join(format!("{date}-{commit}-{}.json", slug(&machine)));
+    let path = folder.join(format!("{date}-{commit}-{}-{experiment}.json", slug(&machine)));
     let cpus = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let record = json!({
         "experiment": experiment,
@@ -86,8 +92,8 @@ pub(crate) fn save(folder: &Path, experiment: &str, cases: &[Case]) -> io::Resul
         "load_average": first_line("/proc/loadavg"),
         "rustc": said("rustc", &["--version"]),
         "profile": if cfg!(debug_assertions) { "debug" } else { "release" },
-        "unit": "nanoseconds from building a batch to seeing its end",
-        "cases": cases.iter().map(Case::json).collect::<Vec<_>>(),
+        "unit": found.unit,
+        "cases": found.cases,
     });
     std::fs::write(&path, format!("{record:#}\n"))?;
     Ok(path)
@@ -161,7 +167,7 @@ mod tests {
             times,
         };
         let folder = std::env::temp_dir().join(format!("moonrail-bench-{}", std::process::id()));
-        let path = save(&folder, "handoff", &[case]).unwrap();
+        let path = save(&folder, "handoff", &Found { unit: "ns", cases: vec![case.json()] }).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_dir_all(&folder).unwrap();
         let record: Value = serde_json::from_str(&text).unwrap();

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use moonrail::Fabric;
 
 use crate::failure::STATUS_HELP;
 use crate::units::{parse_size, parse_span};
 
-/// Inspects RDMA NICs, offers memory, and measures transfers.
+/// Moves bytes between the memory of processes: inspects RDMA NICs, offers memory, and measures transfers.
 #[derive(Parser, Debug)]
 #[command(name = "moonrail", version, after_help = STATUS_HELP, max_term_width = 80)]
 pub struct Cli {
@@ -49,6 +50,27 @@ pub enum Poll {
     Busy,
 }
 
+/// What carries the bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum FabricWord {
+    /// Shared memory, between processes of one host
+    Shm,
+    /// RDMA NICs
+    Rdma,
+    /// Mooncake's TCP data protocol
+    Tcp,
+}
+
+impl From<FabricWord> for Fabric {
+    fn from(word: FabricWord) -> Self {
+        match word {
+            FabricWord::Shm => Self::Shm,
+            FabricWord::Rdma => Self::Rdma,
+            FabricWord::Tcp => Self::Tcp,
+        }
+    }
+}
+
 /// What makes this process a node; the same for `serve` and `bench`.
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "This node")]
@@ -65,6 +87,15 @@ pub struct NodeArgs {
     /// File with a NIC priority matrix: {"cpu:0": [["preferred", …], ["other", …]]}
     #[arg(long, value_name = "FILE", conflicts_with = "nics")]
     pub nic_priority_matrix: Option<PathBuf>,
+    /// Fabrics this node has at all [default: shm, rdma, and tcp where there is no RDMA NIC]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "FABRIC,…")]
+    pub fabrics: Vec<FabricWord>,
+    /// Move bytes over this fabric, or fail and say why
+    #[arg(long, value_enum, value_name = "FABRIC", conflicts_with = "prefer")]
+    pub require: Option<FabricWord>,
+    /// Move bytes over this fabric where it works [default: shm on one host, else rdma, else tcp]
+    #[arg(long, value_enum, value_name = "FABRIC")]
+    pub prefer: Option<FabricWord>,
     /// Polling threads [default: processors - 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub cores: Option<u16>,

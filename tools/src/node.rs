@@ -25,6 +25,15 @@ pub fn builder(args: &NodeArgs) -> Result<EngineBuilder> {
     } else if args.nics != ["auto"] {
         builder = builder.nics(args.nics.iter().map(String::as_str));
     }
+    if !args.fabrics.is_empty() {
+        builder = builder.fabrics(args.fabrics.iter().map(|word| (*word).into()));
+    }
+    if let Some(fabric) = args.require {
+        builder = builder.require(fabric.into());
+    }
+    if let Some(fabric) = args.prefer {
+        builder = builder.prefer(fabric.into());
+    }
     if let Some(cores) = args.cores {
         builder = builder.cores(usize::from(cores));
     }

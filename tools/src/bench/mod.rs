@@ -100,10 +100,10 @@ fn show(engine: &Engine, segment: &Segment, as_json: bool, runs: &[Run]) {
             "segment": segment.name(),
             "runs": runs.iter().map(report::run_json).collect::<Vec<Value>>(),
         });
-        merge(&mut all, report::engine_json(engine, &rails));
+        merge(&mut all, report::engine_json(engine, segment.name(), &rails));
         say::line(format!("{all:#}"));
     } else {
-        say::line(format_args!("{}\n{}", report::runs_text(runs), report::rails_text(engine, &rails)));
+        say::line(format_args!("{}\n{}", report::runs_text(runs), report::rails_text(engine, segment.name(), &rails)));
     }
 }
 

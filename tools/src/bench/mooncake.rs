@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use moonrail::{Engine, EngineBuilder, Op, Region};
+use moonrail::{Engine, EngineBuilder, Fabric, Op, Region};
 use serde_json::json;
 
 use super::plan::{self, Layout, Limit, Places, Plan, Verify};
@@ -38,7 +38,7 @@ pub fn flags() -> Vec<Flag> {
         flag("metadata_server", Text, "192.168.3.77:2379", "etcd HOST:PORT, http://…/metadata, or P2PHANDSHAKE"),
         flag("local_server_name", Text, &node::host_name(), "name of this node, which others open"),
         flag("segment_id", Text, "192.168.3.76", "name of the target"),
-        flag("protocol", Text, "rdma", "transport: rdma"),
+        flag("protocol", Text, "rdma", "transport: rdma|tcp"),
         flag("device_name", Text, "mlx5_2", "NICs to use, joined by commas"),
         flag("nic_priority_matrix", Text, "", "file with a NIC priority matrix, instead of device_name"),
         flag("auto_discovery", Bool, "false", "use the NICs that are found, instead of device_name"),
@@ -111,6 +111,7 @@ enum Nics {
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Settings {
     mode: Mode,
+    fabric: Fabric,
     metadata: String,
     name: String,
     segment: String,
@@ -148,11 +149,11 @@ impl Settings {
             "tent" => return Err(Failure::new("TENT backend is not enabled", "leave out --backend=tent")),
             _ => return Err(one_of("backend", "'classic' or 'tent'")),
         }
-        match values.text("protocol") {
-            "rdma" => {}
-            "tcp" => return Err(Failure::new("protocol tcp is not in this version", "use --protocol=rdma")),
-            _ => return Err(one_of("protocol", "'rdma'")),
-        }
+        let fabric = match values.text("protocol") {
+            "rdma" => Fabric::Rdma,
+            "tcp" => Fabric::Tcp,
+            _ => return Err(one_of("protocol", "'rdma' or 'tcp'")),
+        };
         if values.is_set("use_vram") {
             return Err(Failure::new("use_vram: this build knows no GPU memory", "leave it out, or say --nouse_vram"));
         }
@@ -170,6 +171,7 @@ impl Settings {
         [warning, raised].into_iter().flatten().for_each(|w| eprintln!("WARNING: {w}"));
         Ok(Self {
             mode,
+            fabric,
             metadata: values.text("metadata_server").to_owned(),
             name: values.text("local_server_name").to_owned(),
             segment: values.text("segment_id").to_owned(),
@@ -188,6 +190,11 @@ impl Settings {
     fn builder(&self) -> EngineBuilder {
         let builder =
             Engine::builder().metadata(self.metadata.as_str()).name(self.name.as_str()).transfer_timeout(TIMEOUT);
+        // That program installs one transport.
+        let builder = builder.fabrics([self.fabric]);
+        if self.fabric != Fabric::Rdma {
+            return builder;
+        }
         match &self.nics {
             Nics::Found => builder,
             Nics::Named(names) => builder.nics(names.iter().map(String::as_str)).nic_priority_matrix(matrix(names)),
@@ -308,11 +315,15 @@ fn initiate(engine: &Engine, settings: &Settings, stop: &Stop) -> Result<()> {
     let run = Run { plan, outcome };
     if settings.json {
         let mut all = json!({ "segment": segment.name(), "result": line, "runs": [report::run_json(&run)] });
-        merge(&mut all, report::engine_json(engine, &rails));
+        merge(&mut all, report::engine_json(engine, segment.name(), &rails));
         say::line(format!("{all:#}"));
     } else {
         (0..settings.layout.threads).for_each(|t| say::line(format_args!("Worker {t} stopped!")));
-        say::line(format_args!("{line}\n\n{}\n{}", report::latency_text(&run), report::rails_text(engine, &rails)));
+        say::line(format_args!(
+            "{line}\n\n{}\n{}",
+            report::latency_text(&run),
+            report::rails_text(engine, segment.name(), &rails)
+        ));
     }
     Ok(())
 }
@@ -362,6 +373,8 @@ mod tests {
         assert_eq!((all.mode, all.op, all.verify), (Mode::Target, Op::Write, true));
         assert_eq!(all.nics, Nics::Named(vec!["rxe0".into(), "rxe1".into()]));
         assert_eq!(all.layout, Layout { block: 4096, stride: 4096, batch: 4, threads: 2 });
+        assert_eq!(all.fabric, Fabric::Rdma);
+        assert_eq!(settings("--protocol=tcp").unwrap().fabric, Fabric::Tcp);
         assert_eq!(settings("--auto_discovery").unwrap().nics, Nics::Found);
     }
 
@@ -382,7 +395,7 @@ mod tests {
             ("--mode=both", "'initiator' or 'target'"),
             ("--operation=copy", "'read' or 'write'"),
             ("--backend=tent", "TENT backend is not enabled"),
-            ("--protocol=nvlink", "'rdma'"),
+            ("--protocol=nvlink", "'rdma' or 'tcp'"),
             ("--threads=0", "greater than 0"),
             ("--threads=-1", "greater than 0"),
             ("--nic_priority_matrix=/nowhere", "/nowhere"),

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use hdrhistogram::Histogram;
-use moonrail::{Engine, Mtu, Op};
+use moonrail::{Engine, Fabric, Mtu, Op};
 use serde_json::{Value, json};
 
 use super::load::{Outcome, name};
@@ -111,8 +111,8 @@ pub fn latency_text(run: &Run) -> String {
     format!("latency of a batch\n{}", table.render(0))
 }
 
-/// What each rail carried, and what the cores counted.
-pub fn rails_text(engine: &Engine, rails: &[RailShare]) -> String {
+/// Over what it went and why, what each rail carried, and what the cores counted.
+pub fn rails_text(engine: &Engine, peer: &str, rails: &[RailShare]) -> String {
     let mut table = Table::new(&[
         ("rail", Align::Left),
         ("peer NIC", Align::Left),
@@ -134,7 +134,11 @@ pub fn rails_text(engine: &Engine, rails: &[RailShare]) -> String {
             rail.state.clone(),
         ]);
     }
-    let mut text = table.render(0);
+    let mut text = String::new();
+    for way in engine.ways(peer) {
+        let _ = writeln!(text, "over {}: {}", way.fabric.map_or("nothing", Fabric::as_str), way.why);
+    }
+    text.push_str(&table.render(0));
     let counters = engine.counters();
     let total = counters.total();
     let _ = writeln!(
@@ -146,6 +150,10 @@ pub fn rails_text(engine: &Engine, rails: &[RailShare]) -> String {
         total.completions,
         total.retries,
     );
+    if counters.copies > 0 {
+        let bytes = units::size(counters.copied_bytes);
+        let _ = writeln!(text, "callers' own threads: {} copies, {bytes}", counters.copies);
+    }
     let incidents = engine.incidents();
     if !incidents.is_empty() {
         let open = incidents.iter().filter(|incident| !incident.closed).count();
@@ -187,7 +195,7 @@ pub fn run_json(run: &Run) -> Value {
 }
 
 /// Rails, cores and incidents as JSON.
-pub fn engine_json(engine: &Engine, rails: &[RailShare]) -> Value {
+pub fn engine_json(engine: &Engine, peer: &str, rails: &[RailShare]) -> Value {
     let all: u64 = rails.iter().map(|rail| rail.bytes).sum();
     let rails: Vec<Value> = rails
         .iter()
@@ -216,7 +224,11 @@ pub fn engine_json(engine: &Engine, rails: &[RailShare]) -> Value {
         .iter()
         .map(|i| json!({ "at_seconds": i.at.as_secs_f64(), "peer": i.peer, "text": i.text, "closed": i.closed }))
         .collect();
-    json!({ "rails": rails, "cores": cores, "incidents": incidents })
+    let way = |way: moonrail::Way| json!({ "fabric": way.fabric.map(Fabric::as_str), "why": way.why });
+    let ways: Vec<Value> = engine.ways(peer).into_iter().map(way).collect();
+    let counters = engine.counters();
+    let copies = json!({ "copies": counters.copies, "bytes": counters.copied_bytes });
+    json!({ "callers": copies, "ways": ways, "rails": rails, "cores": cores, "incidents": incidents })
 }
 
 #[cfg(test)]

@@ -43,9 +43,9 @@ impl Ended {
     }
 }
 
-/// The `moonrail` binary under test.
+/// The `moonrail` binary under test: in the lab the one it names, else cargo's.
 pub(crate) fn moonrail() -> String {
-    std::env::var("MOONRAIL_BIN").expect("MOONRAIL_BIN: run this test by `cargo xtask test lab`")
+    std::env::var("MOONRAIL_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_moonrail").to_owned())
 }
 
 impl Process {
@@ -87,6 +87,12 @@ impl Process {
             );
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// SIGKILL, and gone: reaped when this returns.
+    pub(crate) fn kill(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 
     /// SIGTERM, then waits for the end.

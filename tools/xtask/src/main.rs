@@ -33,8 +33,12 @@ enum Activity {
     },
     /// Format, lints, the direction of dependencies, where unsafe code may live, the top level of the repository
     Check,
-    /// Show moonrail moving bytes between two lab nodes over two NICs each, step by step
-    Demo,
+    /// Show moonrail moving bytes between two processes of this machine, step by step
+    Demo {
+        /// Between two lab nodes instead, over RDMA with two NICs each
+        #[arg(long)]
+        lab: bool,
+    },
     /// Run a command on virtual nodes with Soft-RoCE NICs; without a command, open a shell on node 0
     Lab(LabArgs),
 }
@@ -82,7 +86,7 @@ fn main() -> ExitCode {
         Activity::Setup => setup::run(),
         Activity::Test { parts } => test::run(&parts),
         Activity::Check => check::run(),
-        Activity::Demo => demo::run(),
+        Activity::Demo { lab } => demo::run(lab),
         Activity::Lab(args) => run_lab(args),
     };
     match done {
