@@ -29,6 +29,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::brain::{Action, Answer, Brain, Call, CallId, Event, StoreOp, Token};
 use crate::config::{Clock, ControlConfig, ControlNic, LogLevel, LogRecord, LogSink};
+use moonrail_datapath::nic::Nic;
+
 use crate::connect::{JobDone, Outcome};
 use crate::handoff::Handoff;
 use crate::metadata::{Change, Lease, StoreClient, StoreError};
@@ -126,6 +128,12 @@ pub(crate) struct Parts {
     pub(crate) questions: Receiver<Question>,
 }
 
+/// Whether a NIC has events and no descriptor that shows them, so that it has to be asked. One that is dialled and has none
+/// has no events either.
+fn tells_nothing(nic: &dyn Nic) -> bool {
+    nic.async_fd().is_none() && !nic.fabric().is_dialled()
+}
+
 impl Driver {
     pub(crate) fn new(config: ControlConfig, parts: Parts) -> io::Result<Self> {
         let poll = Poll::new()?;
@@ -155,7 +163,7 @@ impl Driver {
             // What happened before the registration has made no edge.
             ask_nics.push(true);
         }
-        let blind = config.nics.iter().any(|nic| nic.nic.async_fd().is_none());
+        let blind = config.nics.iter().any(|nic| tells_nothing(nic.nic.as_ref()));
         let (tell_done, done) = channel();
         let (tell, told) = unbounded_channel();
         Ok(Self {
@@ -352,7 +360,7 @@ impl Driver {
     fn ask_devices(&mut self) -> bool {
         let mut told = false;
         for at in 0..self.nics.len() {
-            let blind = self.nics[at].nic.async_fd().is_none();
+            let blind = tells_nothing(self.nics[at].nic.as_ref());
             if !std::mem::take(&mut self.ask_nics[at]) && !blind {
                 continue;
             }
