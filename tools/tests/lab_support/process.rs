@@ -89,6 +89,11 @@ impl Process {
         }
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL, and gone: reaped when this returns.
     pub(crate) fn kill(mut self) {
         let _ = self.child.kill();

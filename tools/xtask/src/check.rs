@@ -31,6 +31,7 @@ const UNSAFE_ISLANDS: &[(&str, &str)] = &[
     ("datapath/tests/shm", "borrows memory and forks as an embedder may"),
     ("datapath/tests/allocations.rs", "a global allocator that counts is unsafe to implement"),
     ("runtime/tests/refusals.rs", "an embedder's own memory is registered by an unsafe call of the embedder"),
+    ("runtime/tests/host.rs", "the same"),
 ];
 
 /// What stands at the top of the repository beside text files and dot-folders.

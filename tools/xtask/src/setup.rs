@@ -32,7 +32,10 @@ const PACKAGES: &[Package] = &[
     package("ibverbs-providers", "the Soft-RoCE user-space driver (and libibverbs) in the lab"),
     package("ibverbs-utils", "ibv_devinfo: what the lab's devices look like from outside moonrail"),
     package("perftest", "ib_write_bw: proves a lab rail without moonrail"),
-    package("iproute2", "ip, rdma and tc set up the lab's NICs and their faults"),
+    package(
+        "iproute2",
+        "ip, rdma and tc set up the lab's NICs and their faults; network namespaces in tests on the host",
+    ),
     package("strace", "counts the doorbells of Soft-RoCE from outside the engine"),
     package("qemu-system-x86", "runs the lab's nodes, in software where there is no KVM"),
     package("busybox-static", "the first programs of a lab node"),
