@@ -194,7 +194,12 @@ fn main() {
                 );
             }
             let (median, tail) = bench.round_trip(op, 64);
-            println!("{:>8} {:>6} {:>9}  {median:?} median, {tail:?} p99", format!("{version:?}"), format!("{op:?}"), 64);
+            println!(
+                "{:>8} {:>6} {:>9}  {median:?} median, {tail:?} p99",
+                format!("{version:?}"),
+                format!("{op:?}"),
+                64
+            );
         }
     }
     stop.store(true, Ordering::Relaxed);
