@@ -1,6 +1,7 @@
 //! A turn allocates nothing and frees nothing, whatever happens in it.
 
 mod rig;
+mod tcp_rig;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -123,6 +124,41 @@ fn a_million_turns_under_load_allocate_and_free_nothing() {
     assert!(counters.slices_returned.get() > 1000, "{} slices were returned", counters.slices_returned.get());
     assert!(counters.works_finished.get() > 1000);
     assert_eq!((ALLOCATIONS.get(), FREES.get()), (0, 0), "allocations and frees inside turns");
+}
+
+/// The core of a node that sends over TCP, and the queue of one that serves: system calls, and nothing else, once it runs.
+#[test]
+fn tcp_lanes_and_served_connections_allocate_nothing_once_they_run() {
+    use moonrail_datapath::nic::{Completion, CompletionQueue, Nic, Target, TcpVersion};
+    const LEN: u64 = 4 << 20;
+    let blocks: Vec<_> = (0..256u64).map(|i| (i * 8192, (255 - i) * 8192, 4096)).collect();
+    for version in [TcpVersion::V1, TcpVersion::V2, TcpVersion::Batch] {
+        let mut node = tcp_rig::Node::new(tcp_rig::options());
+        let server = moonrail_datapath::nic::tcp::TcpNic::open(tcp_rig::options()).unwrap();
+        let (mut queue, _) = server.create_cq(64).unwrap();
+        let far = tcp_rig::Shared::new(server.as_ref(), LEN as usize);
+        let to = Target::Tcp { host: "127.0.0.1".into(), port: server.port(), version };
+        node.connect(&to, 2).unwrap();
+        let local = node.region(LEN as usize);
+        let remote = node.remote(far.memory.addr(), LEN);
+        let (before, mut rounds) = ((ALLOCATIONS.get(), FREES.get()), 0);
+        while rounds < 200 {
+            let op = if rounds % 2 == 0 { Op::Write } else { Op::Read };
+            let whole = [(0, 0, LEN)];
+            let work = node.submit(op, &local, &remote, if rounds % 4 < 2 { &blocks[..] } else { &whole[..] });
+            while !work.is_terminal() {
+                // The first rounds grow what later ones use again.
+                ON.set(rounds >= 20);
+                queue.poll(&mut [Completion::EMPTY; 64]).unwrap();
+                node.core.poll_once(node.now());
+                ON.set(false);
+                node.turn();
+            }
+            assert_eq!(work.first_error(), None, "{version:?}");
+            rounds += 1;
+        }
+        assert_eq!((ALLOCATIONS.get(), FREES.get()), before, "{version:?}: allocations and frees inside turns");
+    }
 }
 
 /// The counter counts: without this, the test above could not fail.

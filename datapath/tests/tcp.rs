@@ -2,7 +2,10 @@
 
 mod tcp_rig;
 
-use moonrail_datapath::nic::{Op, TcpVersion, WcStatus};
+use std::time::{Duration, Instant};
+
+use moonrail_datapath::core::{Command, dispatch};
+use moonrail_datapath::nic::{Op, Target, TcpVersion, WcStatus};
 use moonrail_datapath::region::Memory;
 
 use tcp_rig::{Client, LIMIT, Node, Server, all_good, options, pattern};
@@ -202,4 +205,51 @@ fn works_go_through_a_core_over_several_lanes() {
     }
     assert_eq!((node.first_errors.len(), node.needs_fence, node.overdue), (0, 0, 0));
     assert!(node.run_until(LIMIT, |_| server.nic.serving() == 0), "connections of retired lanes are gone");
+}
+
+#[test]
+fn cores_asleep_wake_for_their_peers_and_for_what_they_wait_for() {
+    const LEN: usize = 4 << 20;
+    let server = Node::new(options());
+    let far = server.region(LEN);
+    let mut node = Node::new(options());
+    let to = Target::Tcp { host: "127.0.0.1".into(), port: server.nic.port(), version: TcpVersion::Batch };
+    node.connect(&to, 2).unwrap();
+    assert!(node.run_until(LIMIT, |n| n.peer.routes() == 1));
+    let local = node.region(LEN);
+    local.memory().write(0, &pattern(LEN, 8)).unwrap();
+    let remote = node.remote(far.memory().addr(), LEN as u64);
+    let works: Vec<_> = (0..40)
+        .map(|n| {
+            let len = if n % 2 == 0 { 64 } else { LEN as u64 };
+            node.work(if n % 4 < 2 { Op::Write } else { Op::Read }, &local, &remote, &[(0, 0, len)])
+        })
+        .collect();
+    let counters = [node.counters.clone(), server.counters.clone()];
+    let inboxes = [node.inboxes.clone(), server.inboxes.clone()];
+    let threads = [node.run(), server.run()];
+    let mut slowest = Duration::ZERO;
+    for work in works {
+        // Long enough that both are asleep.
+        std::thread::sleep(Duration::from_millis(5));
+        let started = Instant::now();
+        dispatch(work.clone(), &inboxes[0]).ok().unwrap();
+        while !work.is_terminal() && started.elapsed() < LIMIT {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        assert!(work.is_terminal() && work.first_error().is_none());
+        slowest = slowest.max(started.elapsed());
+    }
+    // A wake-up that is lost would cost the longest sleep, 500 ms.
+    assert!(slowest < Duration::from_millis(400), "{slowest:?}");
+    for (counters, inbox) in counters.iter().zip(&inboxes) {
+        assert!(counters.sleeps.get() >= 20, "{} sleeps", counters.sleeps.get());
+        inbox[0].command(Command::Stop).ok().unwrap();
+    }
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    let mut there = vec![0; LEN];
+    far.memory().read(0, &mut there).unwrap();
+    assert!(there == pattern(LEN, 8));
 }

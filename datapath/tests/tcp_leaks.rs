@@ -81,7 +81,7 @@ fn descriptors() -> usize {
 fn a_peer_killed_in_mid_transfer_costs_its_rail_and_nothing_else() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut node = Node::new(options());
-    let local = node.region(CHILD_BYTES);
+    let (local, back) = (node.region(CHILD_BYTES), node.region(CHILD_BYTES));
     let sent = pattern(CHILD_BYTES, 11);
     local.memory().write(0, &sent).unwrap();
     let mut before = None;
@@ -116,6 +116,13 @@ fn a_peer_killed_in_mid_transfer_costs_its_rail_and_nothing_else() {
         node.connect(&next.target, 2).unwrap();
         let last = node.submit(Op::Write, &local, &fresh, &whole);
         assert!(node.finish(&last) && last.first_error().is_none(), "round {round}");
+        let read = node.submit(Op::Read, &back, &fresh, &whole);
+        assert!(node.finish(&read) && read.first_error().is_none(), "round {round}");
+        let mut there = vec![0; CHILD_BYTES];
+        back.memory().read(0, &mut there).unwrap();
+        let mut ours = vec![0; CHILD_BYTES];
+        local.memory().read(0, &mut ours).unwrap();
+        assert!(there == ours, "round {round}: the other process has other bytes");
         node.retire();
         assert!(node.run_until(LIMIT, |n| n.core.outstanding() == 0 && n.peer.routes() == 0));
         drop(next);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use moonrail_datapath::core::counters::RailCounters;
 use moonrail_datapath::core::{
-    Command, Core, CoreConfig, CoreCounters, CoreEvent, Doorbell, Inbox, Outbox, RailKey, RailSpec, dispatch,
+    Command, Core, CoreConfig, CoreCounters, CoreEvent, Doorbell, Inbox, Outbox, PollMode, RailKey, RailSpec, dispatch,
 };
 use moonrail_datapath::error::FirstError;
 use moonrail_datapath::limits::SQ_DEPTH;
@@ -277,8 +277,20 @@ impl Node {
         Arc::new(RemoteBuffers::new(self.peer.clone(), Route::any(), vec![buffer]))
     }
 
-    /// A Work of one transfer per (local offset, remote offset, length).
     pub(crate) fn submit(
+        &self,
+        op: Op,
+        local: &Arc<Region>,
+        remote: &Arc<RemoteBuffers>,
+        parts: &[(u64, u64, u64)],
+    ) -> Arc<Work> {
+        let work = self.work(op, local, remote, parts);
+        dispatch(work.clone(), &self.inboxes).ok().expect("rings have room");
+        work
+    }
+
+    /// A Work of one transfer per (local offset, remote offset, length).
+    pub(crate) fn work(
         &self,
         op: Op,
         local: &Arc<Region>,
@@ -294,7 +306,7 @@ impl Node {
             tile(index as u32, at, base, len, rule, |a| find_extent(&near, a), |a| remote.find(a), &mut slices)
                 .unwrap();
         }
-        let work = Work::new(WorkParts {
+        Work::new(WorkParts {
             op,
             slices,
             transfers: parts.iter().map(|p| p.2).collect(),
@@ -304,9 +316,17 @@ impl Node {
             cores: 1,
             retries: 9,
             completion: Done::new(1),
-        });
-        dispatch(work.clone(), &self.inboxes).ok().expect("rings have room");
-        work
+        })
+    }
+
+    /// Gives the core to a thread of its own that sleeps when there is nothing to do.
+    pub(crate) fn run(mut self) -> JoinHandle<Self> {
+        let started = self.started;
+        std::thread::spawn(move || {
+            let clock = || nanos(started.elapsed()).plus(Nanos::from_millis(1));
+            moonrail_datapath::core::run(&mut self.core, PollMode::default(), &clock);
+            self
+        })
     }
 
     pub(crate) fn turn(&mut self) -> usize {

@@ -16,6 +16,9 @@
 //! that it will send no more, and waits for the end of the peer's stream. If that does not come, the lane says that it
 //! proves nothing ([`LaneShared::proves`]), and the core holds the Works.
 
+mod receive;
+mod send;
+
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -24,19 +27,15 @@ use std::sync::atomic::Ordering;
 use rustix::net::Shutdown;
 
 use super::counters::TcpCounters;
-use super::iov::{Io, Span};
+use super::iov::Io;
 use super::post::LaneShared;
-use super::served::{Interest, would_block};
-use super::wire::{self, Ask, ENTRY, HEADER, LIST_STATUS, REFUSED, STATUS};
-use crate::nic::{Completion, Op, TcpVersion, WcStatus, WorkRequest};
+use super::served::Interest;
+use super::wire::{ENTRY, HEADER, LIST_STATUS, REFUSED};
+use crate::nic::{Completion, TcpVersion, WcStatus, WorkRequest};
 use crate::units::RemoteAddr;
 
 /// Bytes moved for one lane in one poll, each way, before others have their turn.
-const BUDGET: usize = 1 << 20;
-/// Bytes of one list at the most, if it has more than one entry: it is acknowledged as a whole, and credit must flow.
-const LIST_BYTES: u64 = 256 << 10;
-/// Entries of our lists at the most.
-const LIST_ENTRIES: u32 = 256;
+const BUDGET: usize = 512 << 10;
 /// How long an ailing lane waits for the peer's end to end, if nobody else gives it a bound.
 pub(super) const FAREWELL_MS: u64 = 1_000;
 
@@ -201,76 +200,18 @@ impl Lane {
         }
     }
 
-    fn cut_messages(&mut self, done: &mut VecDeque<Completion>) {
-        let mut last_write = None;
-        while let Some(first) = self.requests.get(self.cut) {
-            let kind = match (first.len, first.op) {
-                (0, _) => Kind::Nothing,
-                (_, Op::Read) => Kind::Read,
-                (_, Op::Write) => Kind::Write,
-            };
-            let mut message = Message { kind, count: 1, bytes: u64::from(first.len), number: None, served: None };
-            if self.version == TcpVersion::Batch && kind != Kind::Nothing {
-                let more = self.requests.iter().skip(self.cut + 1);
-                for next in more.take_while(|next| next.len > 0 && next.op == first.op) {
-                    let bytes = message.bytes + u64::from(next.len);
-                    if message.count >= LIST_ENTRIES || bytes > LIST_BYTES {
-                        break;
-                    }
-                    (message.count, message.bytes) = (message.count + 1, bytes);
-                }
-                message.number = Some(self.next_number);
-                self.next_number = self.next_number.wrapping_add(1);
-            }
-            last_write = match kind {
-                Kind::Write => Some(RemoteAddr(first.remote.0.wrapping_add(u64::from(first.len) - 1))),
-                Kind::Nothing => last_write,
-                _ => None,
-            };
-            self.cut += message.count as usize;
-            self.messages.push_back(message);
-        }
-        if let (TcpVersion::V1, Some(at)) = (self.version, last_write) {
-            self.messages.push_back(Message { kind: Kind::Probe(at), count: 0, bytes: 1, number: None, served: None });
-        }
-        self.retire_nothings(done);
-    }
-
-    /// Bytes of status before the data of a reply.
-    fn status_len(&self) -> u64 {
-        match self.version {
-            TcpVersion::V1 => 0,
-            TcpVersion::V2 => STATUS as u64,
-            TcpVersion::Batch => LIST_STATUS as u64,
-        }
-    }
-
-    /// Bytes of a reply: status, data.
-    fn reply_len(&self, message: &Message, first: usize) -> (u64, u64) {
-        let data = match (message.kind, message.served) {
-            (Kind::Nothing, _) => return (0, 0),
-            (Kind::Write, _) => 0,
-            (Kind::Read | Kind::Probe(_), None) => message.bytes,
-            (Kind::Read | Kind::Probe(_), Some(served)) => {
-                self.requests.range(first..first + served as usize).map(|r| u64::from(r.len)).sum()
-            }
-        };
-        (self.status_len(), data)
-    }
-
-    /// Moves what can be moved without waiting, within a budget; whether anything moved.
+    /// Moves what can be moved without waiting, within a budget; how many bytes.
     pub(super) fn serve(
         &mut self,
         io: &mut Io,
         counters: &TcpCounters,
         now: u64,
         done: &mut VecDeque<Completion>,
-    ) -> bool {
-        let mut moved = false;
-        let mut left = BUDGET;
-        while self.life == Life::Up && self.tx < self.messages.len() && left > 0 {
-            match self.send(io, counters, &mut left) {
-                Stop::Done => moved = true,
+    ) -> usize {
+        let mut to_send = BUDGET;
+        while self.life == Life::Up && self.tx < self.messages.len() && to_send > 0 {
+            match self.send(io, counters, &mut to_send) {
+                Stop::Done => {}
                 Stop::Wait => break,
                 Stop::Failed(Trouble::Ended(errno)) => {
                     // Why it ended may still lie in our receive buffer: a refusal.
@@ -280,16 +221,12 @@ impl Lane {
                 Stop::Failed(trouble) => self.fail(trouble, now, done),
             }
         }
-        let mut left = BUDGET;
-        while self.fd.is_some() && left > 0 {
-            match self.receive(io, counters, &mut left, done) {
-                Ok((stop, any)) => {
-                    moved |= any;
-                    if matches!(stop, Stop::Wait) {
-                        break;
-                    }
-                }
-                Err(trouble) => self.fail(trouble, now, done),
+        let mut to_receive = BUDGET;
+        while self.fd.is_some() && to_receive > 0 {
+            match self.receive(io, counters, &mut to_receive, done) {
+                Stop::Done => {}
+                Stop::Wait => break,
+                Stop::Failed(trouble) => self.fail(trouble, now, done),
             }
         }
         if let Life::Closing { cause, .. } = self.life
@@ -297,203 +234,11 @@ impl Lane {
         {
             self.die(cause, done);
         }
-        if moved {
+        let moved = 2 * BUDGET - to_send - to_receive;
+        if moved > 0 {
             self.moved_at = now;
         }
         moved
-    }
-
-    /// Sends as much as one call takes.
-    fn send(&mut self, io: &mut Io, counters: &TcpCounters, left: &mut usize) -> Stop {
-        io.clear();
-        let (mut skip, mut first) = (self.tx_at, self.tx_request);
-        for message in self.messages.range(self.tx..) {
-            let head = message.head_len();
-            if io.bytes() >= *left || !io.has_room(head as usize) {
-                break;
-            }
-            let requests = self.requests.range(first..first + message.count as usize);
-            first += message.count as usize;
-            if skip < head {
-                add_head(io, message, requests.clone(), self.version, skip as usize);
-            }
-            let mut skipped = head;
-            for request in requests {
-                if message.kind != Kind::Write || io.bytes() >= *left || !io.has_room(0) {
-                    break;
-                }
-                let from = skip.saturating_sub(skipped).min(u64::from(request.len));
-                skipped += u64::from(request.len);
-                io.add_span(Span::of_request(request, from, (*left - io.bytes()) as u64));
-            }
-            skip = 0;
-        }
-        let asked = io.bytes();
-        if asked == 0 {
-            // Only requests of no bytes, or none.
-            self.advance(0);
-            return Stop::Wait;
-        }
-        let Some(fd) = &self.fd else { return Stop::Wait };
-        counters.sends.add(1);
-        match io.send(fd.as_fd()) {
-            Ok(sent) => {
-                *left -= sent.min(*left);
-                self.advance(sent as u64);
-                if sent < asked { Stop::Wait } else { Stop::Done }
-            }
-            Err(e) if would_block(&e) => Stop::Wait,
-            Err(e) => Stop::Failed(of_error(&e)),
-        }
-    }
-
-    /// `n` more bytes are sent.
-    fn advance(&mut self, mut n: u64) {
-        while let Some(message) = self.messages.get(self.tx) {
-            let left = message.wire_len() - self.tx_at;
-            if n < left {
-                self.tx_at += n;
-                return;
-            }
-            n -= left;
-            self.tx_request += message.count as usize;
-            self.tx += 1;
-            self.tx_at = 0;
-        }
-    }
-
-    /// Receives as much as one call gives: statuses to be looked at, data right into its place.
-    fn receive(
-        &mut self,
-        io: &mut Io,
-        counters: &TcpCounters,
-        left: &mut usize,
-        done: &mut VecDeque<Completion>,
-    ) -> Result<(Stop, bool), Trouble> {
-        io.clear();
-        let deaf = matches!(self.life, Life::Closing { deaf: true, .. });
-        // A reply can be on its way as soon as its request's header is.
-        let begun = self.tx + usize::from(self.tx_at > 0);
-        let (mut got_already, mut first) = (self.rx_at, self.rx_request);
-        for message in self.messages.range(self.rx.min(begun)..begun) {
-            if deaf || io.bytes() >= *left || !io.has_room(LIST_STATUS + 1) {
-                break;
-            }
-            let (status, data) = self.reply_len(message, first);
-            io.add_scratch(status.saturating_sub(got_already) as usize);
-            let mut skip = got_already.saturating_sub(status);
-            if matches!(message.kind, Kind::Probe(_)) && skip == 0 {
-                io.add_scratch(1);
-            } else if message.kind == Kind::Read {
-                let mut rest = data;
-                for request in self.requests.range(first..first + message.count as usize) {
-                    let len = u64::from(request.len).min(rest);
-                    rest -= len;
-                    let from = skip.min(len);
-                    skip -= from;
-                    let most = (*left).saturating_sub(io.bytes()) as u64;
-                    if most == 0 || !io.has_room(0) {
-                        break;
-                    }
-                    io.add_span(Span::of_request(request, from, (len - from).min(most)));
-                }
-            }
-            first += message.count as usize;
-            got_already = 0;
-        }
-        let expected = io.bytes() > 0;
-        if !expected {
-            io.add_scratch(if deaf { 4096 } else { 1 });
-        }
-        let asked = io.bytes();
-        let Some(fd) = &self.fd else { return Ok((Stop::Wait, false)) };
-        counters.receives.add(1);
-        let got = match io.receive(fd.as_fd()) {
-            Ok(0) => return Err(Trouble::Ended(libc::ECONNRESET as u32)),
-            Ok(got) => got,
-            Err(e) if would_block(&e) => return Ok((Stop::Wait, false)),
-            Err(e) => return Err(of_error(&e)),
-        };
-        *left -= got.min(*left);
-        if expected {
-            self.take_replies(io, got as u64, done)?;
-        } else if !deaf {
-            return Err(Trouble::Nonsense);
-        }
-        Ok((if got < asked { Stop::Wait } else { Stop::Done }, true))
-    }
-
-    /// Walks over what was received as [`Lane::receive`] laid it out.
-    fn take_replies(&mut self, io: &Io, mut got: u64, done: &mut VecDeque<Completion>) -> Result<(), Trouble> {
-        let mut scratch = 0;
-        while got > 0 {
-            let Some(message) = self.messages.get(self.rx) else { return Ok(()) };
-            let (status, data) = self.reply_len(message, self.rx_request);
-            let probe = matches!(message.kind, Kind::Probe(_));
-            if self.rx_at < status {
-                let (from, to) = (self.rx_at as usize, (self.rx_at + got).min(status) as usize);
-                self.status[from..to].copy_from_slice(io.scratch(scratch, to - from));
-                scratch += status as usize - from;
-                got -= (to - from) as u64;
-                self.rx_at = to as u64;
-                if self.rx_at < status {
-                    return Ok(());
-                }
-                self.judge(done)?;
-                continue;
-            }
-            let now = got.min(status + data - self.rx_at);
-            scratch += if probe { now as usize } else { 0 };
-            got -= now;
-            self.rx_at += now;
-            self.retire_answered(done)?;
-        }
-        Ok(())
-    }
-
-    /// The status of `messages[rx]` is complete.
-    fn judge(&mut self, done: &mut VecDeque<Completion>) -> Result<(), Trouble> {
-        let code = wire::parse_status(&self.status).ok_or(Trouble::Nonsense)?;
-        let rx = self.rx;
-        let Some(message) = self.messages.get_mut(rx) else { return Err(Trouble::Nonsense) };
-        if let Some(number) = message.number {
-            let (served, theirs) = wire::parse_list_status(&self.status);
-            let all = served == message.count;
-            if theirs != number && code <= REFUSED || served > message.count || (code == 0) != all {
-                return Err(Trouble::Nonsense);
-            }
-            if code != 0 {
-                message.served = Some(served);
-            }
-        } else if code != 0 {
-            message.served = Some(0);
-        }
-        self.retire_answered(done)
-    }
-
-    /// Ends `messages[rx]`, and those before it, if its reply is complete.
-    fn retire_answered(&mut self, done: &mut VecDeque<Completion>) -> Result<(), Trouble> {
-        let Some(message) = self.messages.get(self.rx).copied() else { return Ok(()) };
-        let (status, data) = self.reply_len(&message, self.rx_request);
-        if self.rx_at < status + data {
-            return Ok(());
-        }
-        if let Some(served) = message.served {
-            let before = self.rx_request + served as usize;
-            (0..before).for_each(|_| self.retire_one(done));
-            let code = wire::parse_status(&self.status).unwrap_or(REFUSED);
-            return Err(Trouble::Refused(code));
-        }
-        let requests = self.rx_request + message.count as usize;
-        let messages = self.rx + 1;
-        (0..requests).for_each(|_| self.retire_one(done));
-        self.messages.drain(..messages);
-        self.tx = self.tx.saturating_sub(messages);
-        self.tx_request = self.tx_request.saturating_sub(requests);
-        self.cut = self.cut.saturating_sub(requests);
-        (self.rx, self.rx_at, self.rx_request) = (0, 0, 0);
-        self.retire_nothings(done);
-        Ok(())
     }
 
     /// The oldest request is done.
@@ -505,26 +250,6 @@ impl Lane {
 
     fn outcome(&self, request: &WorkRequest, status: WcStatus, vendor_err: u32) -> Completion {
         Completion { wr_id: request.wr_id, status, vendor_err, qpn: self.shared.qpn }
-    }
-
-    /// Moves `rx` to the next message that will be answered; ends requests of no bytes that have come to the front.
-    fn retire_nothings(&mut self, done: &mut VecDeque<Completion>) {
-        while self.messages.front().is_some_and(|m| m.kind == Kind::Nothing) {
-            self.retire_one(done);
-            self.messages.pop_front();
-            self.tx = self.tx.saturating_sub(1);
-            self.tx_request = self.tx_request.saturating_sub(1);
-            self.cut = self.cut.saturating_sub(1);
-            self.rx = self.rx.saturating_sub(1);
-            self.rx_request = self.rx_request.saturating_sub(1);
-        }
-        while let Some(message) = self.messages.get(self.rx) {
-            if self.reply_len(message, self.rx_request) != (0, 0) {
-                break;
-            }
-            self.rx_request += message.count as usize;
-            self.rx += 1;
-        }
     }
 
     /// Whether bytes of a WRITE without an outcome may be at the peer.
@@ -648,34 +373,6 @@ impl Lane {
 
     pub(super) fn is_wanted_in_error(&self) -> bool {
         self.shared.to_error.load(Ordering::Acquire)
-    }
-}
-
-/// Appends what stands before the bodies of a message, without its first `skip` bytes.
-fn add_head<'a>(
-    io: &mut Io,
-    message: &Message,
-    requests: impl Iterator<Item = &'a WorkRequest>,
-    version: TcpVersion,
-    skip: usize,
-) {
-    let write = message.kind == Kind::Write;
-    let mut requests = requests.peekable();
-    let ask = match (message.kind, message.number) {
-        (_, Some(number)) => Ask::List { write, count: message.count, number, bytes: message.bytes },
-        (Kind::Probe(addr), None) => Ask::One { write: false, status: false, addr: addr.0, len: 1 },
-        (_, None) => {
-            let addr = requests.peek().map_or(0, |r| r.remote.0);
-            Ask::One { write, status: version != TcpVersion::V1, addr, len: message.bytes }
-        }
-    };
-    io.add_bytes(ask.encode().get(skip..).unwrap_or_default());
-    if message.number.is_some() {
-        for (index, request) in requests.enumerate() {
-            let entry = wire::entry(request.remote, u64::from(request.len));
-            let from = skip.saturating_sub(HEADER + index * ENTRY);
-            io.add_bytes(entry.get(from..).unwrap_or_default());
-        }
     }
 }
 

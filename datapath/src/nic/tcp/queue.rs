@@ -31,8 +31,13 @@ use super::socket;
 use crate::limits::QP_SLOTS;
 use crate::nic::{AsyncEvent, Completion, CompletionQueue, TcpVersion};
 
-/// Connections whose events are taken with one call.
-const EVENTS: usize = 64;
+/// Connections whose events are taken with one call. What is reported is served, or those behind would never be: the
+/// system puts what was reported and is still ready to the end of its list, in order.
+const EVENTS: usize = 8;
+/// Calls in one poll at the most.
+const ROUNDS: usize = 8;
+/// Bytes after which a poll takes no more events, so that the core's other NICs have their turn.
+const POLL_BYTES: usize = 1 << 20;
 /// Connections accepted in one poll at the most.
 const ACCEPTS: usize = 16;
 /// With nothing under way the sockets are looked at once in this many polls.
@@ -129,6 +134,8 @@ pub(super) struct TcpQueue {
     look: bool,
     /// Served something since the last question.
     did: usize,
+    /// Bytes moved in this poll.
+    moved: usize,
     now: u64,
     watch_at: u64,
     /// The listener is not watched until then.
@@ -164,6 +171,7 @@ impl TcpQueue {
             uses: 0,
             look: true,
             did: 0,
+            moved: 0,
             now: clock_ms(),
             watch_at: 0,
             paused_until: None,
@@ -198,8 +206,13 @@ impl TcpQueue {
         if busy {
             self.now = clock_ms();
         }
+        self.moved = 0;
         self.read_mail();
-        self.take_events()?;
+        for _ in 0..ROUNDS {
+            if self.take_events()? < EVENTS || self.moved >= POLL_BYTES {
+                break;
+            }
+        }
         if timed && self.now >= self.watch_at {
             self.watch_at = self.now + WATCH_MS;
             self.watch();
@@ -258,9 +271,9 @@ impl TcpQueue {
     fn move_lane(&mut self, slot: u32, before: bool) {
         let Some(lane) = self.lanes.at(slot) else { return };
         let open = lane.fd().is_some();
-        if lane.serve(&mut self.io, &self.own.counters, self.now, &mut self.done) {
-            self.did += 1;
-        }
+        let moved = lane.serve(&mut self.io, &self.own.counters, self.now, &mut self.done);
+        self.did += usize::from(moved > 0);
+        self.moved += moved;
         let after = lane.is_outstanding();
         self.waiting = self.waiting + usize::from(after) - usize::from(before);
         let qpn = lane.shared.qpn;
@@ -280,15 +293,17 @@ impl TcpQueue {
         }
     }
 
-    fn take_events(&mut self) -> io::Result<()> {
+    /// Serves what is ready, a few at once; how many.
+    fn take_events(&mut self) -> io::Result<usize> {
         let mut room = [MaybeUninit::<Event>::uninit(); EVENTS];
         self.own.counters.waits.add(1);
         let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         let events = match epoll::wait(&self.epoll, room.as_mut_slice(), Some(&zero)) {
             Ok((events, _)) => events,
-            Err(rustix::io::Errno::INTR) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => return Ok(0),
             Err(e) => return Err(e.into()),
         };
+        let count = events.len();
         for event in events {
             match event.data.u64() {
                 LISTENER => self.accept(),
@@ -306,7 +321,7 @@ impl TcpQueue {
                 }
             }
         }
-        Ok(())
+        Ok(count)
     }
 
     fn clear_wake(&mut self) {
@@ -322,7 +337,8 @@ impl TcpQueue {
         self.uses += 1;
         served.used_at = self.uses;
         let was_ending = served.is_ending();
-        let fate = served.serve(&mut self.io, &self.view.ranges, &self.own.counters);
+        let (fate, moved) = served.serve(&mut self.io, &self.view.ranges, &self.own.counters);
+        self.moved += moved;
         if fate == Fate::Close {
             return self.close(slot);
         }

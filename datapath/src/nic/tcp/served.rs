@@ -19,7 +19,7 @@ pub(super) const STAGE: usize = 64 << 10;
 /// Bodies from this size on are received right into their place.
 const SMALL: u64 = 16 << 10;
 /// Bytes moved for one connection in one poll, each way, before others have their turn.
-const BUDGET: usize = 512 << 10;
+const BUDGET: usize = 256 << 10;
 
 /// What becomes of the connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,8 +54,8 @@ pub(super) struct Served {
 }
 
 enum Input {
-    /// All that was there.
-    Dry,
+    /// All that was there, perhaps after some bytes.
+    Dry(usize),
     /// There may be more.
     More(usize),
     /// The session has to send first.
@@ -99,39 +99,47 @@ impl Served {
         }
     }
 
-    /// Moves what can be moved without waiting, within a budget.
-    pub(super) fn serve(&mut self, io: &mut Io, ranges: &Arc<Ranges>, counters: &TcpCounters) -> Fate {
+    /// Moves what can be moved without waiting, within a budget; how many bytes.
+    pub(super) fn serve(&mut self, io: &mut Io, ranges: &Arc<Ranges>, counters: &TcpCounters) -> (Fate, usize) {
         let before = self.session.tally();
-        let fate = self.turn(io, ranges, counters);
+        let (mut taken, mut given) = (0, 0);
+        let fate = self.turn(io, ranges, counters, &mut taken, &mut given);
         let now = self.session.tally();
         counters.requests.add(now.requests - before.requests);
         counters.refused.add(now.refused - before.refused);
         counters.bytes_in.add(now.body_bytes - before.body_bytes);
-        fate
+        (fate, taken + given)
     }
 
-    fn turn(&mut self, io: &mut Io, ranges: &Arc<Ranges>, counters: &TcpCounters) -> Fate {
-        let (mut taken, mut given) = (0, 0);
+    fn turn(
+        &mut self,
+        io: &mut Io,
+        ranges: &Arc<Ranges>,
+        counters: &TcpCounters,
+        taken: &mut usize,
+        given: &mut usize,
+    ) -> Fate {
         loop {
             let input = self.take(io, ranges, counters);
             match input {
                 Input::Broken => return Fate::Close,
                 // Many small requests are answered with one call; data of READs goes at once.
                 Input::More(n) => {
-                    taken += n;
-                    if taken < BUDGET && !self.session.owes_data() {
+                    *taken += n;
+                    if *taken < BUDGET && !self.session.owes_data() {
                         continue;
                     }
                 }
-                Input::Dry | Input::Blocked => {}
+                Input::Dry(n) => *taken += n,
+                Input::Blocked => {}
             }
-            match self.give(io, ranges, counters, BUDGET - given) {
-                Some(n) => given += n,
+            match self.give(io, ranges, counters, BUDGET.saturating_sub(*given)) {
+                Some(n) => *given += n,
                 None => return Fate::Close,
             }
             // What is left is reported by the socket again: room to send, or bytes to take. Only what was taken from it and
             // put by is not, so that is not left.
-            let more = matches!(input, Input::More(_)) && taken < BUDGET && given < BUDGET;
+            let more = matches!(input, Input::More(_)) && *taken < BUDGET && *given < BUDGET;
             if self.session.has_replies() || (self.carry.is_empty() && !more) {
                 break;
             }
@@ -141,6 +149,10 @@ impl Served {
 
     fn end_of_turn(&mut self) -> Fate {
         let silent = !self.session.has_replies();
+        if self.session.is_idle() {
+            // Memory only while it is needed.
+            self.carry = Vec::new();
+        }
         if self.session.is_over() || (self.eof && silent) {
             return Fate::Close;
         }
@@ -159,14 +171,12 @@ impl Served {
             if !self.carry.is_empty() {
                 return if self.session.is_over() { Input::Broken } else { Input::Blocked };
             }
-            // Memory only while it is needed.
-            self.carry = Vec::new();
         }
         if !self.session.takes_input() {
             return Input::Blocked;
         }
         if self.eof {
-            return Input::Dry;
+            return Input::Dry(0);
         }
         io.clear();
         let mut whole = true;
@@ -196,10 +206,10 @@ impl Served {
             Ok(0) => {
                 self.eof = true;
                 // In the middle of a request there is nothing to answer.
-                return if self.session.has_replies() { Input::Dry } else { Input::Broken };
+                return if self.session.has_replies() { Input::Dry(0) } else { Input::Broken };
             }
             Ok(got) => got,
-            Err(e) => return if would_block(&e) { Input::Dry } else { Input::Broken },
+            Err(e) => return if would_block(&e) { Input::Dry(0) } else { Input::Broken },
         };
         self.session.landed(got.min(direct) as u64);
         let staged = got.saturating_sub(direct);
@@ -217,7 +227,7 @@ impl Served {
             }
             self.carry.extend_from_slice(&bytes[taken..]);
         }
-        if got < asked && self.carry.is_empty() { Input::Dry } else { Input::More(got) }
+        if got < asked && self.carry.is_empty() { Input::Dry(got) } else { Input::More(got) }
     }
 
     /// Sends replies; how many bytes, or `None` if the connection is broken.
