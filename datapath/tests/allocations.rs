@@ -129,7 +129,7 @@ fn a_million_turns_under_load_allocate_and_free_nothing() {
 /// The core of a node that sends over TCP, and the queue of one that serves: system calls, and nothing else, once it runs.
 #[test]
 fn tcp_lanes_and_served_connections_allocate_nothing_once_they_run() {
-    use moonrail_datapath::nic::{Completion, CompletionQueue, Nic, Target, TcpVersion};
+    use moonrail_datapath::nic::{Completion, Nic, Target, TcpVersion};
     const LEN: u64 = 4 << 20;
     let blocks: Vec<_> = (0..256u64).map(|i| (i * 8192, (255 - i) * 8192, 4096)).collect();
     for version in [TcpVersion::V1, TcpVersion::V2, TcpVersion::Batch] {
