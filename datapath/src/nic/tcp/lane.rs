@@ -200,14 +200,17 @@ impl Lane {
         }
     }
 
-    /// Moves what can be moved without waiting, within a budget; how many bytes.
+    /// Moves what can be moved without waiting, within a budget; how many bytes. Looks for replies only where the socket was
+    /// `reported`: right after sending there are none yet.
     pub(super) fn serve(
         &mut self,
         io: &mut Io,
         counters: &TcpCounters,
         now: u64,
+        reported: bool,
         done: &mut VecDeque<Completion>,
     ) -> usize {
+        let mut look = reported;
         let mut to_send = BUDGET;
         while self.life == Life::Up && self.tx < self.messages.len() && to_send > 0 {
             match self.send(io, counters, &mut to_send) {
@@ -217,12 +220,13 @@ impl Lane {
                     // Why it ended may still lie in our receive buffer: a refusal.
                     let cause = Some((WcStatus::RETRY_EXC_ERR, errno));
                     self.life = Life::Closing { since: now, cause, deaf: false, bounded: true };
+                    look = true;
                 }
                 Stop::Failed(trouble) => self.fail(trouble, now, done),
             }
         }
         let mut to_receive = BUDGET;
-        while self.fd.is_some() && to_receive > 0 {
+        while look && self.fd.is_some() && to_receive > 0 {
             match self.receive(io, counters, &mut to_receive, done) {
                 Stop::Done => {}
                 Stop::Wait => break,

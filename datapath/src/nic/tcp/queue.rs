@@ -253,8 +253,9 @@ impl TcpQueue {
     fn look_at(&mut self, shared: &Arc<LaneShared>) {
         let slot = shared.slot.load(Ordering::Relaxed);
         let Some(lane) = self.lanes.at(slot) else { return };
-        shared.noted.store(false, Ordering::SeqCst);
-        if shared.gone.load(Ordering::SeqCst) {
+        // An exchange, so that whoever found its word on the way already has what it said seen below.
+        shared.noted.swap(false, Ordering::AcqRel);
+        if shared.gone.load(Ordering::Acquire) {
             self.waiting -= usize::from(lane.is_outstanding());
             self.lanes.remove(slot);
             return;
@@ -264,14 +265,14 @@ impl TcpQueue {
         if lane.is_wanted_in_error() {
             lane.enter_error(self.now, &mut self.done);
         }
-        self.move_lane(slot, outstanding);
+        self.move_lane(slot, outstanding, false);
     }
 
-    /// Lets a lane move; `before`: whether it was counted as waiting.
-    fn move_lane(&mut self, slot: u32, before: bool) {
+    /// Lets a lane move; `before`: whether it was counted as waiting; `reported`: whether its socket was.
+    fn move_lane(&mut self, slot: u32, before: bool, reported: bool) {
         let Some(lane) = self.lanes.at(slot) else { return };
         let open = lane.fd().is_some();
-        let moved = lane.serve(&mut self.io, &self.own.counters, self.now, &mut self.done);
+        let moved = lane.serve(&mut self.io, &self.own.counters, self.now, reported, &mut self.done);
         self.did += usize::from(moved > 0);
         self.moved += moved;
         let after = lane.is_outstanding();
@@ -311,7 +312,7 @@ impl TcpQueue {
                 token if token & LANE != 0 => {
                     if let Some(slot) = self.lanes.slot_of(token & !LANE) {
                         let before = self.lanes.at(slot).is_some_and(|lane| lane.is_outstanding());
-                        self.move_lane(slot, before);
+                        self.move_lane(slot, before, true);
                     }
                 }
                 token => {
