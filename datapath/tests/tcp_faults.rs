@@ -272,3 +272,29 @@ fn sockets_that_take_a_few_bytes_at_a_time_change_nothing() {
         assert!(far.bytes() == sent && back == sent, "{version:?}");
     }
 }
+
+#[test]
+fn a_refused_client_that_stays_is_closed_after_a_while() {
+    let server = Server::new(options(), 1);
+    let refused = [[8, 0, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0], [0x81, 0, 0, 0, 0, 0, 0, 0]].concat();
+    let connect = || {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, server.nic.port())).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.write_all(&refused).unwrap();
+        let mut status = vec![];
+        stream.read_to_end(&mut status).unwrap();
+        assert_eq!(status, [1, 0, 0, 0, 0x56, 0x54, 0x43, 0x4d], "the status, and the end of the server's stream");
+        stream
+    };
+    // One sends no more and stays, another one never stops sending.
+    let (_silent, mut endless) = (connect(), connect());
+    let started = Instant::now();
+    let piece = vec![0; 1 << 20];
+    let sent = (0..200).take_while(|_| endless.write_all(&piece).is_ok()).count();
+    assert!((64..100).contains(&sent), "{sent} MiB were thrown away");
+    while server.nic.serving() > 0 && started.elapsed() < LIMIT {
+        std::thread::yield_now();
+    }
+    let took = started.elapsed();
+    assert!(took > Duration::from_millis(1500) && took < Duration::from_secs(6), "{took:?}");
+}
