@@ -40,8 +40,14 @@ struct Process {
 
 impl Process {
     fn start(version: TcpVersion) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--nocapture"])
+        Self::start_with(version, 1024)
+    }
+
+    /// With that many descriptors at the most.
+    fn start_with(version: TcpVersion, descriptors: u32) -> Self {
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("ulimit -n {descriptors} && exec \"$0\" --exact child --nocapture")])
+            .arg(std::env::current_exe().unwrap())
             .env(CHILD, "1")
             .stdout(Stdio::piped())
             .spawn()
@@ -159,4 +165,38 @@ fn thousands_of_one_shot_connections_are_served_and_forgotten() {
     }
     assert_eq!((server.nic.serving(), server.nic.count(|c| c.accepted.get())), (0, 2000));
     assert!(descriptors() <= before + 4, "{before} descriptors became {}", descriptors());
+}
+
+#[test]
+fn a_server_without_descriptors_drops_who_is_idle_and_serves_who_asks() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let process = Process::start_with(TcpVersion::V2, 40);
+    let Target::Tcp { port, .. } = process.target else { panic!("a TCP target") };
+    let mut ask = [0; 24];
+    ask[0] = 1;
+    ask[8..16].copy_from_slice(&process.addr.to_le_bytes());
+    ask[16] = 0x80;
+    let mut streams = vec![];
+    for n in 0..200 {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.write_all(&ask).unwrap();
+        stream.read_exact(&mut [0; 9]).unwrap_or_else(|e| panic!("connection {n}: {e}"));
+        streams.push(stream);
+    }
+    // None is idle: each owes a body. Whoever comes then waits until one of them goes.
+    let mut busy = ask;
+    busy[0] = 2;
+    busy[16] = 0x81;
+    for stream in &mut streams {
+        let _ = stream.write_all(&busy);
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    let mut late = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    late.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    late.write_all(&ask).unwrap();
+    assert!(late.read_exact(&mut [0; 9]).is_err(), "there is no descriptor for it");
+    drop(streams);
+    late.set_read_timeout(Some(LIMIT)).unwrap();
+    late.read_exact(&mut [0; 9]).unwrap();
 }

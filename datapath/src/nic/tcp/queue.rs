@@ -368,7 +368,7 @@ impl TcpQueue {
     }
 
     fn accept(&mut self) {
-        for _ in 0..ACCEPTS {
+        for nth in 0..ACCEPTS {
             match rustix::net::accept_with(&self.nic.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
                 Ok(fd) => self.welcome(fd),
                 Err(
@@ -377,7 +377,8 @@ impl TcpQueue {
                     | rustix::io::Errno::NOBUFS
                     | rustix::io::Errno::NOMEM,
                 ) => {
-                    if !self.evict() {
+                    // The system says so before it looks whether somebody waits: only the first is known to.
+                    if nth == 0 && !self.evict() {
                         self.pause();
                     }
                     return;
