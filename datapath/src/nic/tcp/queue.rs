@@ -8,6 +8,8 @@
 //! Level-triggered: what a poll leaves undone is reported again, behind the others. Mail comes first, so that a lane
 //! that control destroyed touches no memory any more. Sockets are touched nowhere but here.
 
+mod serve;
+
 use std::collections::VecDeque;
 use std::io;
 use std::mem::MaybeUninit;
@@ -17,7 +19,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use rustix::net::SocketFlags;
 
 use super::Shared;
 use super::counters::TcpCounters;
@@ -25,9 +26,8 @@ use super::iov::Io;
 use super::lane::Lane;
 use super::post::LaneShared;
 use super::ranges::View;
-use super::served::{Fate, Interest, STAGE, Served};
+use super::served::{Interest, STAGE, Served};
 use super::slab::Slab;
-use super::socket;
 use crate::limits::QP_SLOTS;
 use crate::nic::{AsyncEvent, Completion, CompletionQueue, TcpVersion};
 
@@ -38,16 +38,12 @@ const EVENTS: usize = 8;
 const ROUNDS: usize = 8;
 /// Bytes after which a poll takes no more events, so that the core's other NICs have their turn.
 const POLL_BYTES: usize = 1 << 20;
-/// Connections accepted in one poll at the most.
-const ACCEPTS: usize = 16;
 /// With nothing under way the sockets are looked at once in this many polls.
 const IDLE_POLLS: u64 = 64;
 /// How often time-outs are looked at, in milliseconds.
 const WATCH_MS: u64 = 20;
 /// A connection whose session ended is closed after this, whether its client has gone or not.
 const LINGER_MS: u64 = 2_000;
-/// The listener is left alone for this long when there are no descriptors left.
-const PAUSE_MS: u64 = 100;
 /// Letters a queue holds: a lane's arrival and one word of it, each; and fresh connections.
 const MAIL: usize = 3 * QP_SLOTS;
 
@@ -330,121 +326,6 @@ impl TcpQueue {
         // The letter that it was rung for may have come after this poll read the mail.
         self.look = true;
         self.did += 1;
-    }
-
-    fn serve(&mut self, slot: u32) {
-        let Some(served) = self.served.at(slot) else { return };
-        self.did += 1;
-        self.uses += 1;
-        served.used_at = self.uses;
-        let was_ending = served.is_ending();
-        let (fate, moved) = served.serve(&mut self.io, &self.view.ranges, &self.own.counters);
-        self.moved += moved;
-        if fate == Fate::Close {
-            return self.close(slot);
-        }
-        if served.is_ending() && !was_ending {
-            self.ending += 1;
-            served.ending_since = Some(clock_ms());
-        }
-        let wanted = served.interest();
-        if wanted != served.watched {
-            let data = EventData::new_u64(SERVED | self.served.key(slot));
-            let Some(served) = self.served.at(slot) else { return };
-            if change(&self.epoll, served.fd(), data, wanted, &self.own.counters) {
-                served.watched = wanted;
-            } else {
-                self.close(slot);
-            }
-        }
-    }
-
-    fn close(&mut self, slot: u32) {
-        if let Some(served) = self.served.remove(slot) {
-            self.ending -= usize::from(served.ending_since.is_some());
-            self.own.serving.fetch_sub(1, Ordering::Relaxed);
-            self.nic.serving.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    fn accept(&mut self) {
-        for nth in 0..ACCEPTS {
-            match rustix::net::accept_with(&self.nic.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-                Ok(fd) => self.welcome(fd),
-                Err(
-                    rustix::io::Errno::MFILE
-                    | rustix::io::Errno::NFILE
-                    | rustix::io::Errno::NOBUFS
-                    | rustix::io::Errno::NOMEM,
-                ) => {
-                    // The system says so before it looks whether somebody waits: only the first is known to.
-                    if nth == 0 && !self.evict() {
-                        self.pause();
-                    }
-                    return;
-                }
-                // Nobody there any more, or one that gave up.
-                Err(rustix::io::Errno::AGAIN) => return,
-                Err(_) => {}
-            }
-        }
-    }
-
-    /// Without descriptors the listener would be ready for ever.
-    fn pause(&mut self) {
-        if self.paused_until.is_none() && epoll::delete(&self.epoll, &self.nic.listener).is_ok() {
-            self.paused_until = Some(clock_ms() + PAUSE_MS);
-        }
-    }
-
-    fn welcome(&mut self, fd: OwnedFd) {
-        self.own.counters.accepted.add(1);
-        socket::prepare_accepted(&fd, &self.nic.options);
-        if self.nic.serving.fetch_add(1, Ordering::Relaxed) >= self.nic.options.connections && !self.evict() {
-            self.nic.serving.fetch_sub(1, Ordering::Relaxed);
-            return;
-        }
-        let least = self.nic.least_loaded().unwrap_or_else(|| self.own.clone());
-        if Arc::ptr_eq(&least, &self.own) {
-            return self.adopt_counted(fd);
-        }
-        match least.try_send(Mail::Serve(fd)) {
-            Ok(()) => {
-                least.serving.fetch_add(1, Ordering::Relaxed);
-                least.ring();
-            }
-            Err(Mail::Serve(fd)) => self.adopt_counted(fd),
-            Err(_) => {}
-        }
-    }
-
-    fn adopt_counted(&mut self, fd: OwnedFd) {
-        self.own.serving.fetch_add(1, Ordering::Relaxed);
-        self.adopt(fd);
-    }
-
-    fn adopt(&mut self, fd: OwnedFd) {
-        let key = self.served.insert(Served::new(fd));
-        let data = EventData::new_u64(SERVED | key.bits());
-        let added = self.served.get(key).is_some_and(|s| epoll::add(&self.epoll, s.fd(), data, EventFlags::IN).is_ok());
-        if added {
-            // It usually has its first request with it.
-            self.serve(key.slot());
-        } else {
-            self.close(key.slot());
-        }
-    }
-
-    /// Closes the connection that was idle the longest; false if none is idle.
-    fn evict(&mut self) -> bool {
-        let idle = (0..self.served.slots()).filter_map(|slot| {
-            let served = self.served.at(slot).filter(|s| s.is_idle())?;
-            Some((served.used_at, slot))
-        });
-        let Some((_, slot)) = idle.min() else { return false };
-        self.own.counters.evicted.add(1);
-        self.close(slot);
-        true
     }
 
     fn watch(&mut self) {
