@@ -93,8 +93,26 @@ pub(crate) fn peer_main() {
                 }
                 rounds
             }
+            // Writes pattern 77 there; 1 if dialling is forbidden.
+            "dial" => {
+                let mut desk = match Desk::dial(&nic, n(1)) {
+                    Ok(desk) => desk,
+                    Err(DialError::Forbidden { why }) => {
+                        assert!(why.contains("pid namespace"), "{why}");
+                        println!("@1 0");
+                        continue;
+                    }
+                    Err(other) => panic!("{other}"),
+                };
+                let memory = Memory::allocate(4096).unwrap();
+                fill(&memory, 77);
+                desk.succeed(Op::Write, &[(memory.addr(), n(2), 4096)]);
+                0
+            }
+            "refused" => u64::from(matches!(Desk::dial(&nic, n(1)), Err(DialError::Io { .. }))),
             // SAFETY: the child only sleeps and ends, by calls that are safe after fork.
             "fork" => match unsafe { libc::fork() } {
+                // SAFETY: as above.
                 0 => unsafe {
                     libc::sleep(8);
                     libc::_exit(0)
@@ -205,9 +223,9 @@ impl Desk {
         Ok(Self { cq, handle, post: qp.into_post_half(), admin, next: 0 })
     }
 
-    /// Posts a chain of which each request asks for a completion.
-    pub(crate) fn post(&mut self, op: Op, pieces: &[Piece]) {
-        let chain: Vec<WorkRequest> = pieces
+    /// A chain of which each request asks for a completion.
+    pub(crate) fn chain(&mut self, op: Op, pieces: &[Piece]) -> Vec<WorkRequest> {
+        pieces
             .iter()
             .map(|&(local, remote, len)| {
                 self.next += 1;
@@ -223,7 +241,11 @@ impl Desk {
                     inline: false,
                 }
             })
-            .collect();
+            .collect()
+    }
+
+    pub(crate) fn post(&mut self, op: Op, pieces: &[Piece]) {
+        let chain = self.chain(op, pieces);
         let posted = self.post.post(&chain);
         assert_eq!((posted.accepted, posted.error), (chain.len(), None));
     }

@@ -198,6 +198,11 @@ impl<'a> Pass<'a> {
         Ok(live.then_some(entry))
     }
 
+    /// Whether the peer has changes that this view does not know: what is not found may still come.
+    pub(super) fn is_behind(&self) -> bool {
+        self.view.told != self.at.ledger.changes().load(Ordering::Acquire)
+    }
+
     /// Moves up to `len` bytes, at least one; returns how many.
     pub(super) fn copy(
         &self,

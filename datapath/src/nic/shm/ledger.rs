@@ -62,6 +62,11 @@ impl Ledger {
         Ok(ledger)
     }
 
+    /// Times a slot has changed. Who has been told of all of them knows every region there is.
+    pub(super) fn changes(&self) -> &AtomicU64 {
+        self.head(2)
+    }
+
     fn head(&self, index: usize) -> &AtomicU64 {
         debug_assert!(index < HEAD / 8);
         // SAFETY: inside the mapping, aligned (it starts at a page), and only ever accessed as atomics.

@@ -223,10 +223,11 @@ impl ShmNic {
         loop {
             let (message, files) =
                 wire::receive_until(line.as_fd(), until).map_err(step("waiting for the peer's regions"))?;
-            if message.kind == Kind::Synced {
+            let is_last = message.kind == Kind::Synced;
+            regions.push((message, files));
+            if is_last {
                 break;
             }
-            regions.push((message, files));
             if regions.len() > 2 * SLOTS {
                 return Err(not_it("it announces regions without end"));
             }

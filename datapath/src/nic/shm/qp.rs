@@ -27,8 +27,9 @@ use crate::limits::{CHAIN_MAX, QP_SLOTS};
 use crate::nic::{AdminQp, Completion, CompletionQueue, PostQp, Posted, WcStatus, WorkRequest, dial};
 use crate::units::{Lkey, Qpn, RemoteAddr, Rkey, WrId};
 
-/// A region may be published before it is announced here: so long a request waits for it.
-const ANNOUNCED_WITHIN: Duration = Duration::from_millis(5);
+/// A region may be published before it is announced here. The ledger counts changes, so a request knows whether to wait
+/// for it; so long at the most, for a peer that does not tell.
+const ANNOUNCED_WITHIN: Duration = Duration::from_millis(500);
 /// A queue pair that is destroyed in mid-copy: the bound of a pass, generously.
 const PASS_WITHIN: Duration = Duration::from_secs(5);
 /// What a request costs of a poll's budget at least.
@@ -376,7 +377,7 @@ impl Executor {
         }
         let entry = match pass.find(request.remote.0, request.len, &mut self.hint) {
             Ok(Some(entry)) => entry,
-            Ok(None) => return self.not_known(),
+            Ok(None) => return self.not_known(pass.is_behind()),
             Err(error) => return Step::Failed(error),
         };
         self.waits_until = None;
@@ -421,7 +422,10 @@ impl Executor {
         Step::Moved
     }
 
-    fn not_known(&mut self) -> Step {
+    fn not_known(&mut self, is_behind: bool) -> Step {
+        if !is_behind {
+            return Step::Failed(CopyError::of(WcStatus::REM_ACCESS_ERR));
+        }
         let now = Instant::now();
         if now < *self.waits_until.get_or_insert(now + ANNOUNCED_WITHIN) {
             return Step::Later;

@@ -49,6 +49,8 @@ struct Seat {
     cursor: Cursor,
     /// It has not read enough: wait until there is room.
     full: bool,
+    /// It talked, or was too slow: it is told nothing more, and stays until it has hung up or ended. It may be copying.
+    muted: bool,
 }
 
 /// Our end of an attachment: makes its views.
@@ -58,6 +60,7 @@ pub(super) struct Link {
     process: Option<Arc<Process>>,
     attachment: Weak<Attachment>,
     regions: HashMap<u32, Entry>,
+    told: u64,
     changed: bool,
     /// The connection of a peer that has ended, open until our last copy is over: closing it says so.
     ending: Option<Source>,
@@ -81,6 +84,7 @@ impl Link {
             process,
             attachment,
             regions,
+            told: 0,
             changed: false,
             ending: None,
             retired: vec![],
@@ -90,6 +94,7 @@ impl Link {
 
     /// Takes in one message of the peer. An error ends the connection.
     pub(super) fn hear(&mut self, message: &Message, files: &[OwnedFd]) -> io::Result<()> {
+        self.heard_of(message.told);
         let reach = match (message.kind, files) {
             (Kind::Mapped, [file]) => self.map(message, file.as_fd()),
             (Kind::Foreign, []) => Reach::Foreign,
@@ -102,6 +107,12 @@ impl Link {
         };
         self.learn(message.slot, message.generation, message.addr, message.len, reach);
         Ok(())
+    }
+
+    fn heard_of(&mut self, told: u64) {
+        if told > 0 && told != self.told {
+            (self.told, self.changed) = (told, true);
+        }
     }
 
     fn learn(&mut self, slot: u32, generation: u32, addr: u64, len: u64, reach: Reach) {
@@ -132,7 +143,7 @@ impl Link {
     /// Makes what was heard visible to copiers.
     pub(super) fn publish(&mut self, attachment: &Attachment) {
         if std::mem::take(&mut self.changed) {
-            self.retired.push(attachment.publish(View::of(&self.regions)));
+            self.retired.push(attachment.publish(View::of(&self.regions, self.told)));
         }
         self.retired.retain_mut(|retired| !attachment.is_over(retired));
         if self.retired.is_empty() {
@@ -178,7 +189,9 @@ impl Link {
                 },
                 Source::Own(cursor) => {
                     let next = shared.table.next(cursor);
+                    let told = cursor.told_with(&next);
                     cursor.advance(&next);
+                    self.heard_of(told);
                     match next {
                         Next::Change(slot, generation, Some(live)) => {
                             let addr = live.memory.addr() + live.offset;
@@ -236,13 +249,15 @@ impl Service {
             let shared = self.shared.clone();
             self.links.retain_mut(|link| link.turn(&shared));
             self.seats.retain_mut(|seat| {
-                let stays =
-                    tell(seat, &shared).is_ok() && !seat.watched.process.as_ref().is_some_and(Process::has_ended);
+                if !seat.muted && tell(seat, &shared).is_err() {
+                    seat.muted = true;
+                    seat.full = false;
+                    let _ = rustix::net::shutdown(&seat.socket, rustix::net::Shutdown::Write);
+                }
+                let stays = !is_over(seat);
                 if !stays {
-                    seat.watched.dead.store(is_over(seat), Ordering::Release);
-                    if seat.watched.dead.load(Ordering::Acquire) {
-                        shared.table.unwatch(&seat.watched);
-                    }
+                    seat.watched.dead.store(true, Ordering::Release);
+                    shared.table.unwatch(&seat.watched);
                 }
                 stays
             });
@@ -317,7 +332,7 @@ impl Service {
             self.shared.table.unwatch(&watched);
             return Err(error);
         }
-        self.seats.push(Seat { socket: Line::new(socket), watched, cursor, full: false });
+        self.seats.push(Seat { socket: Line::new(socket), watched, cursor, full: false, muted: false });
         Ok(())
     }
 }
@@ -333,9 +348,10 @@ fn tell(seat: &mut Seat, shared: &Shared) -> io::Result<()> {
     seat.full = false;
     for _ in 0..TURN {
         let next = shared.table.next(&mut seat.cursor);
+        let told = seat.cursor.told_with(&next);
         let sent = match &next {
-            Next::Change(slot, generation, live) => send_change(seat, *slot, *generation, live.as_ref()),
-            Next::Synced => wire::send(seat.socket.as_fd(), &Message::of(Kind::Synced), &[]),
+            Next::Change(slot, generation, live) => send_change(seat, *slot, *generation, live.as_ref(), told),
+            Next::Synced => wire::send(seat.socket.as_fd(), &Message { told, ..Message::of(Kind::Synced) }, &[]),
             Next::Nothing => return Ok(()),
             Next::Lost => return Err(io::ErrorKind::TimedOut.into()),
         };
@@ -354,21 +370,30 @@ fn tell(seat: &mut Seat, shared: &Shared) -> io::Result<()> {
     Ok(())
 }
 
-fn send_change(seat: &Seat, slot: u32, generation: u32, live: Option<&Live>) -> io::Result<()> {
+fn send_change(seat: &Seat, slot: u32, generation: u32, live: Option<&Live>, told: u64) -> io::Result<()> {
     let Some(live) = live else {
-        return wire::send(seat.socket.as_fd(), &Message { slot, ..Message::of(Kind::Revoked) }, &[]);
+        return wire::send(seat.socket.as_fd(), &Message { slot, told, ..Message::of(Kind::Revoked) }, &[]);
     };
     let file = live.memory.shared_fd();
     let kind = if file.is_some() { Kind::Mapped } else { Kind::Foreign };
     let addr = live.memory.addr() + live.offset;
-    let message = Message { kind, slot, generation, addr, len: live.len, offset: live.offset };
+    let message = Message { kind, slot, generation, addr, len: live.len, offset: live.offset, told };
     wire::send(seat.socket.as_fd(), &message, file.as_slice())
 }
 
-/// Whether a peer whose connection ended copies no more: its end of the socket is closed, which it does after its last
-/// copy, or its process has ended. One that only sent garbage may be copying still; it is watched until it has.
+/// Whether a peer copies no more: its end of the connection is closed, which it does after its last copy, or its process
+/// has ended. What a muted peer says is thrown away.
 fn is_over(seat: &Seat) -> bool {
-    let closed = matches!(wire::receive(seat.socket.as_fd()), Err(e) if e.kind() == io::ErrorKind::UnexpectedEof
-        || e.kind() == io::ErrorKind::ConnectionReset);
-    closed || seat.watched.process.as_ref().is_some_and(Process::has_ended)
+    for _ in 0..16 {
+        if !seat.muted {
+            break;
+        }
+        match wire::receive(seat.socket.as_fd()) {
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => {}
+            Err(e) if gone(&e) => return true,
+            Err(_) => break,
+        }
+    }
+    seat.watched.process.as_ref().is_some_and(Process::has_ended)
 }

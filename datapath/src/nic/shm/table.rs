@@ -94,6 +94,21 @@ impl Table {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn note(&self, inner: &mut Inner, slot: u32) {
+        if inner.watched.is_empty() {
+            // Nobody reads it.
+            inner.first += inner.log.len() as u64 + 1;
+            inner.log.clear();
+        } else {
+            if inner.log.len() >= LOG {
+                inner.log.pop_front();
+                inner.first += 1;
+            }
+            inner.log.push_back(slot);
+        }
+        self.ledger.changes().store(inner.first + inner.log.len() as u64, Ordering::Release);
+    }
+
     /// Takes a slot; returns it with its generation.
     pub(super) fn add(&self, live: Live) -> io::Result<(u32, u32)> {
         let mut inner = self.lock();
@@ -113,7 +128,7 @@ impl Table {
         entry.live = Some(live);
         let generation = entry.generation;
         self.ledger.word(slot).store(generation, Ordering::Release);
-        inner.note(slot);
+        self.note(&mut inner, slot);
         Ok((slot, generation))
     }
 
@@ -125,7 +140,7 @@ impl Table {
         let (live, watched) = {
             let mut inner = self.lock();
             let live = inner.slots.get_mut(slot as usize).and_then(|s| s.live.take());
-            inner.note(slot);
+            self.note(&mut inner, slot);
             (live, inner.watched.clone())
         };
         changed();
@@ -162,8 +177,6 @@ impl Table {
     /// From here on `watched` is waited for. The cursor starts at the beginning.
     pub(super) fn watch(&self, watched: &Arc<Watched>) -> Cursor {
         let mut inner = self.lock();
-        // A peer whose connection ended before it did is waited for until its process ends.
-        inner.watched.retain(|w| !w.is_dead());
         inner.watched.push(watched.clone());
         Cursor { slot: 0, log: inner.first + inner.log.len() as u64, synced: false }
     }
@@ -197,6 +210,15 @@ impl Table {
 }
 
 impl Cursor {
+    /// Changes that have been told once `next` is; 0 while the slots are gone through.
+    pub(super) fn told_with(&self, next: &Next) -> u64 {
+        match next {
+            Next::Change(..) if self.synced => self.log + 1,
+            Next::Synced => self.log,
+            _ => 0,
+        }
+    }
+
     /// What [`Table::next`] gave has been told.
     pub(super) fn advance(&mut self, told: &Next) {
         match told {
@@ -205,21 +227,5 @@ impl Cursor {
             Next::Synced => self.synced = true,
             Next::Nothing | Next::Lost => {}
         }
-    }
-}
-
-impl Inner {
-    fn note(&mut self, slot: u32) {
-        if self.watched.is_empty() {
-            // Nobody reads it.
-            self.first += self.log.len() as u64 + 1;
-            self.log.clear();
-            return;
-        }
-        if self.log.len() >= LOG {
-            self.log.pop_front();
-            self.first += 1;
-        }
-        self.log.push_back(slot);
     }
 }

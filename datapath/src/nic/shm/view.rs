@@ -51,10 +51,12 @@ pub(super) struct View {
     /// Largest end of each entry and those before it: where looking back may stop, as regions may overlap.
     ends: Box<[u64]>,
     pub(super) has_foreign: bool,
+    /// Changes of the ledger that it knows of.
+    pub(super) told: u64,
 }
 
 impl View {
-    pub(super) fn of(regions: &HashMap<u32, Entry>) -> Self {
+    pub(super) fn of(regions: &HashMap<u32, Entry>, told: u64) -> Self {
         let mut entries: Vec<Entry> = regions.values().cloned().collect();
         entries.sort_unstable_by_key(|e| (e.addr, e.end));
         let mut most = 0;
@@ -66,6 +68,7 @@ impl View {
             ends: ends.collect(),
             has_foreign: entries.iter().any(|e| matches!(e.reach, Reach::Foreign)),
             entries: entries.into_boxed_slice(),
+            told,
         }
     }
 
@@ -95,7 +98,7 @@ mod tests {
     fn ranges_are_found_in_regions_that_overlap_too() {
         let entry = |slot, addr, end| (slot, Entry { slot, generation: 1, addr, end, reach: Reach::Foreign });
         let view =
-            View::of(&[entry(0, 100, 1000), entry(1, 200, 300), entry(2, 400, 500), entry(3, 2000, 3000)].into());
+            View::of(&[entry(0, 100, 1000), entry(1, 200, 300), entry(2, 400, 500), entry(3, 2000, 3000)].into(), 0);
         let find = |addr, len| view.find(addr, len, &mut 0).map(|e| e.slot);
         assert_eq!(find(100, 900), Some(0));
         assert_eq!(find(450, 200), Some(0), "behind a smaller one");

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  bytes  0..4  kind    4..8  version   8..12 slot    12..16 generation
-//!        16..24 addr   24..32 len      32..40 offset in the file        little-endian
+//!        16..24 addr   24..32 len      32..40 offset in the file   40..48 changes told   little-endian
 //! ```
 
 use std::io::{self, IoSlice, IoSliceMut};
@@ -18,7 +18,7 @@ use rustix::net::{
 
 /// Raised when the messages or the ledger change.
 pub(super) const VERSION: u32 = 1;
-const SIZE: usize = 40;
+const SIZE: usize = 48;
 
 /// What a message says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,11 +43,13 @@ pub(super) struct Message {
     pub(super) addr: u64,
     pub(super) len: u64,
     pub(super) offset: u64,
+    /// Changes of the ledger that have been told with this one; 0 before [`Kind::Synced`].
+    pub(super) told: u64,
 }
 
 impl Message {
     pub(super) const fn of(kind: Kind) -> Self {
-        Self { kind, slot: 0, generation: 0, addr: 0, len: 0, offset: 0 }
+        Self { kind, slot: 0, generation: 0, addr: 0, len: 0, offset: 0, told: 0 }
     }
 
     fn encode(&self) -> [u8; SIZE] {
@@ -55,7 +57,7 @@ impl Message {
         for (at, word) in [self.kind as u32 + 1, VERSION, self.slot, self.generation].into_iter().enumerate() {
             bytes[4 * at..4 * at + 4].copy_from_slice(&word.to_le_bytes());
         }
-        for (at, word) in [self.addr, self.len, self.offset].into_iter().enumerate() {
+        for (at, word) in [self.addr, self.len, self.offset, self.told].into_iter().enumerate() {
             bytes[16 + 8 * at..24 + 8 * at].copy_from_slice(&word.to_le_bytes());
         }
         bytes
@@ -73,8 +75,15 @@ impl Message {
         if half(4) != VERSION {
             return None;
         }
-        let message =
-            Self { kind, slot: half(8), generation: half(12), addr: word(16), len: word(24), offset: word(32) };
+        let message = Self {
+            kind,
+            slot: half(8),
+            generation: half(12),
+            addr: word(16),
+            len: word(24),
+            offset: word(32),
+            told: word(40),
+        };
         let in_reach = (message.slot as usize) < super::ledger::SLOTS
             && message.addr.checked_add(message.len).is_some()
             && message.offset.checked_add(message.len).is_some_and(|end| isize::try_from(end).is_ok());
