@@ -385,8 +385,8 @@ impl Engine {
         if len == 0 {
             return Err(RegisterError::ZeroLength);
         }
-        let memory = Memory::allocate(len).map_err(|source| RegisterError::Allocate { len, source })?;
-        self.place(&memory, location);
+        let node = location.strip_prefix("cpu:").and_then(|node| node.parse().ok());
+        let memory = Memory::allocate_on(len, node).map_err(|source| RegisterError::Allocate { len, source })?;
         self.shared.register(&memory, location, true)
     }
 
@@ -524,26 +524,6 @@ impl Engine {
             }
         }
         whole
-    }
-
-    /// First touch decides the node of memory: by a thread that runs there.
-    fn place(&self, memory: &Arc<Memory>, location: &str) {
-        let node = location.strip_prefix("cpu:").and_then(|n| n.parse::<u16>().ok());
-        let nodes = &self.shared.machine.nodes;
-        let cpu = nodes.iter().find(|there| Some(there.id) == node).and_then(|there| there.cpus.first().copied());
-        let (Some(cpu), true) = (cpu, nodes.len() > 1) else { return };
-        let touched = memory.clone();
-        let touch = move || {
-            for page in 0..touched.len().div_ceil(4096) {
-                // Inside by construction.
-                let _ = touched.write(page * 4096, &[0]);
-            }
-        };
-        let log = self.shared.log.clone();
-        let unpinned = move |cpu| log.warning(format!("no memory of CPU {cpu}'s node was asked for: cannot run there"));
-        if let Ok(thread) = pin::spawn("mr-touch".into(), Some(cpu), unpinned, touch) {
-            let _ = thread.join();
-        }
     }
 }
 
