@@ -104,6 +104,36 @@ fn a_forked_child_that_holds_the_socket_does_not_hide_the_end() {
 }
 
 #[test]
+fn queue_pairs_that_were_never_used_leave_nothing() {
+    let _alone = alone();
+    let before = held();
+    for round in 0..20 {
+        let (ours, theirs) = (ShmNic::open().unwrap(), ShmNic::open().unwrap());
+        let memory = Memory::allocate(4096).unwrap();
+        let registration = theirs.register(&memory, 0, 4096, shm_rig::REMOTE).unwrap();
+        let target = Target::Shm { token: if round % 2 == 0 { theirs.token() } else { ours.token() } };
+        let (cq, handle) = ours.create_cq(16).unwrap();
+        let pair = ours.dial(&handle, caps(), &target, Instant::now() + PATIENCE).unwrap();
+        // Whatever goes first.
+        match round % 4 {
+            0 | 1 => {
+                drop(cq);
+                assert!(ours.dial(&handle, caps(), &target, Instant::now() + PATIENCE).is_err(), "nobody polls");
+                drop(pair);
+                drop((ours, theirs));
+            }
+            _ => {
+                drop((theirs, ours));
+                drop(pair);
+                drop(cq);
+            }
+        }
+        drop((registration, memory, handle));
+        soon(&format!("round {round}: {before:?} before, {:?} now", held()), || held() == before);
+    }
+}
+
+#[test]
 fn nobody_is_elsewhere() {
     let _alone = alone();
     let nic = ShmNic::open().unwrap();

@@ -5,6 +5,9 @@
 //! ordered with later stores: [`fence`] comes before anybody is told.
 
 /// From this many bytes of one run of requests on they are taken for fresh data that will not be read from the cache.
+/// A chain of 64 blocks of 4 KiB streams by this. Measured with tests/shm_speed.rs on a busy two-core machine, GB/s of one
+/// core: fresh 4 KiB 8.3 streaming against 4.8, 64 KiB 9.4 against 6.1, 1 MiB 8.9 against 6.2; the price is a chain
+/// that was in the cache, 14.7 against 24.4.
 pub(super) const STREAM_FROM: usize = 256 << 10;
 /// Shorter pieces are not worth the alignment and the fence.
 const STREAM_PIECE: usize = 2048;

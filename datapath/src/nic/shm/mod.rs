@@ -90,6 +90,8 @@ impl Drop for Engine {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+        self.shared.retired.over.store(true, Ordering::Release);
+        self.shared.retired.drop_all();
     }
 }
 
@@ -118,7 +120,11 @@ impl ShmNic {
         rustix::net::bind(&listener, &wire::address(token)?)?;
         rustix::net::listen(&listener, BACKLOG)?;
         let wake = Arc::new(Wake::new()?);
-        let retired = Arc::new(qp::Retired { executors: ArrayQueue::new(QP_SLOTS), wake: wake.clone() });
+        let retired = Arc::new(qp::Retired {
+            executors: ArrayQueue::new(QP_SLOTS),
+            wake: wake.clone(),
+            over: AtomicBool::new(false),
+        });
         let shared = Arc::new(Shared {
             token,
             table: Table::new(token)?,
@@ -186,7 +192,7 @@ impl ShmNic {
         let lanes = attachment.own.clone();
         let watched = Arc::new(Watched { lanes, dead: AtomicBool::new(false), process: None });
         let cursor = shared.table.watch(&watched);
-        self.hand_over(Link::new(Source::Own(cursor), None, Arc::downgrade(&attachment)));
+        self.hand_over(Link::new(Source::Own(cursor, watched), None, Arc::downgrade(&attachment)));
         attachment
     }
 

@@ -44,6 +44,8 @@ pub(super) struct CqShared {
     joining: ArrayQueue<Box<Executor>>,
     free: Mutex<Vec<u32>>,
     wake: Wake,
+    /// Nobody polls any more.
+    gone: AtomicBool,
     /// Where executors go to be dropped: not on a core.
     retired: Arc<Retired>,
 }
@@ -52,6 +54,16 @@ pub(super) struct CqShared {
 pub(super) struct Retired {
     pub(super) executors: ArrayQueue<Box<Executor>>,
     pub(super) wake: Arc<Wake>,
+    /// The thread has ended: nobody takes them.
+    pub(super) over: AtomicBool,
+}
+
+impl Retired {
+    pub(super) fn drop_all(&self) {
+        while let Some(executor) = self.executors.pop() {
+            drop(executor);
+        }
+    }
 }
 
 /// The polling half.
@@ -67,6 +79,7 @@ pub(super) fn create_cq(depth: u32, retired: Arc<Retired>) -> io::Result<(Cq, Ar
         joining: ArrayQueue::new(QP_SLOTS),
         free: Mutex::new((0..QP_SLOTS as u32).rev().collect()),
         wake: Wake::new()?,
+        gone: AtomicBool::new(false),
         retired,
     });
     Ok((Cq { shared: shared.clone(), executors: (0..QP_SLOTS).map(|_| None).collect() }, shared))
@@ -127,6 +140,10 @@ pub(super) fn connect(
         hint: 0,
     });
     cq.joining.push(executor).ok()?;
+    if cq.gone.load(Ordering::SeqCst) {
+        while cq.joining.pop().is_some() {}
+        return None;
+    }
     Some((Box::new(Post(queue.clone())), Box::new(Admin(queue))))
 }
 
@@ -209,6 +226,7 @@ impl CompletionQueue for Cq {
                 Some(completed) => filled += completed,
                 None => {
                     if let Some(executor) = seat.take()
+                        && !self.shared.retired.over.load(Ordering::Acquire)
                         && self.shared.retired.executors.push(executor).is_ok()
                     {
                         self.shared.retired.wake.ring();
@@ -233,6 +251,14 @@ impl CompletionQueue for Cq {
     fn clear_events(&mut self) -> io::Result<()> {
         self.shared.wake.clear();
         Ok(())
+    }
+}
+
+impl Drop for Cq {
+    fn drop(&mut self) {
+        // Executors that were never met hold what they stand in.
+        self.shared.gone.store(true, Ordering::SeqCst);
+        while self.shared.joining.pop().is_some() {}
     }
 }
 

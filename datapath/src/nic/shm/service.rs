@@ -26,6 +26,8 @@ const TURN: usize = 1024;
 /// Bytes whose page tables are made between two looks at the sockets.
 const POPULATE: usize = 32 << 20;
 const PAGE: u64 = 4096;
+/// Pause when no descriptor is left for a peer that comes.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(5);
 /// The end of the thread waits so long for copies under way.
 const STOP_WITHIN: Duration = Duration::from_secs(1);
 
@@ -49,6 +51,8 @@ struct Seat {
     cursor: Cursor,
     /// It has not read enough: wait until there is room.
     full: bool,
+    /// Too many descriptors are on their way to peers of our user: tried again soon.
+    choked: bool,
     /// It talked, or was too slow: it is told nothing more, and stays until it has hung up or ended. It may be copying.
     muted: bool,
 }
@@ -71,7 +75,7 @@ pub(super) struct Link {
 /// Where a link hears of regions.
 pub(super) enum Source {
     Peer(Line),
-    Own(Cursor),
+    Own(Cursor, Arc<Watched>),
     /// The peer has ended.
     Nobody,
 }
@@ -180,14 +184,19 @@ impl Link {
 
     /// Reads what there is; false once the attachment is nobody's any more.
     fn turn(&mut self, shared: &Shared) -> bool {
-        let Some(attachment) = self.attachment.upgrade() else { return false };
+        let Some(attachment) = self.attachment.upgrade() else {
+            if let Source::Own(_, watched) = &self.from {
+                shared.table.unwatch(watched);
+            }
+            return false;
+        };
         for _ in 0..TURN {
             let heard = match &mut self.from {
                 Source::Peer(socket) => match wire::receive(socket.as_fd()) {
                     Ok((message, files)) => self.hear(&message, &files),
                     Err(error) => Err(error),
                 },
-                Source::Own(cursor) => {
+                Source::Own(cursor, _) => {
                     let next = shared.table.next(cursor);
                     let told = cursor.told_with(&next);
                     cursor.advance(&next);
@@ -243,15 +252,13 @@ impl Service {
     pub(super) fn run(mut self) {
         while !self.shared.stop.load(Ordering::Acquire) {
             self.links.append(&mut self.shared.links.lock().unwrap_or_else(PoisonError::into_inner));
-            while let Some(executor) = self.shared.retired.executors.pop() {
-                drop(executor);
-            }
+            self.shared.retired.drop_all();
             let shared = self.shared.clone();
             self.links.retain_mut(|link| link.turn(&shared));
             self.seats.retain_mut(|seat| {
                 if !seat.muted && tell(seat, &shared).is_err() {
                     seat.muted = true;
-                    seat.full = false;
+                    (seat.full, seat.choked) = (false, false);
                     let _ = rustix::net::shutdown(&seat.socket, rustix::net::Shutdown::Write);
                 }
                 let stays = !is_over(seat);
@@ -277,7 +284,7 @@ impl Service {
     }
 
     fn sleep(&mut self, populating: bool) {
-        let busy = self.links.iter().any(Link::is_busy);
+        let busy = self.links.iter().any(Link::is_busy) || self.seats.iter().any(|seat| seat.choked);
         let nanos = if populating { 0 } else { 1_000_000 };
         let soon = populating || busy;
         let timeout = Timespec { tv_sec: i64::from(!soon), tv_nsec: if soon { nanos } else { 0 } };
@@ -307,7 +314,15 @@ impl Service {
     fn accept(&mut self) {
         let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
         for _ in 0..16 {
-            let Ok(socket) = rustix::net::accept_with(&self.listener, flags) else { return };
+            let socket = match rustix::net::accept_with(&self.listener, flags) {
+                Ok(socket) => socket,
+                Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE | rustix::io::Errno::NOMEM) => {
+                    // Whoever waits stays in the backlog, which would wake us at once.
+                    std::thread::sleep(ACCEPT_AGAIN);
+                    return;
+                }
+                Err(_) => return,
+            };
             if self.seats.len() < PEERS {
                 // Who cannot be served, or may not be, finds the connection closed.
                 let _ = self.welcome(socket);
@@ -332,7 +347,7 @@ impl Service {
             self.shared.table.unwatch(&watched);
             return Err(error);
         }
-        self.seats.push(Seat { socket: Line::new(socket), watched, cursor, full: false, muted: false });
+        self.seats.push(Seat { socket: Line::new(socket), watched, cursor, full: false, choked: false, muted: false });
         Ok(())
     }
 }
@@ -345,7 +360,7 @@ fn tell(seat: &mut Seat, shared: &Shared) -> io::Result<()> {
         Err(error) => return Err(error),
         Ok(_) => return Err(io::ErrorKind::InvalidData.into()),
     }
-    seat.full = false;
+    (seat.full, seat.choked) = (false, false);
     for _ in 0..TURN {
         let next = shared.table.next(&mut seat.cursor);
         let told = seat.cursor.told_with(&next);
@@ -357,8 +372,11 @@ fn tell(seat: &mut Seat, shared: &Shared) -> io::Result<()> {
         };
         match sent {
             Ok(()) => seat.cursor.advance(&next),
-            // Too many descriptors are on their way (ETOOMANYREFS): as full as a full socket.
-            Err(e) if !gone(&e) || e.raw_os_error() == Some(libc::ETOOMANYREFS) => {
+            Err(e) if e.raw_os_error() == Some(libc::ETOOMANYREFS) => {
+                seat.choked = true;
+                return Ok(());
+            }
+            Err(e) if !gone(&e) => {
                 seat.full = true;
                 return Ok(());
             }
