@@ -48,7 +48,7 @@ impl Nets {
         std::fs::create_dir_all(&folder).expect("a temporary folder");
         let nets = Self { folder, tag };
         let tag = &nets.tag;
-        nets.must(&format!(
+        Self::must(&format!(
             "ip netns add {tag}a && ip netns add {tag}b && \
              ip link add {tag}x netns {tag}a type veth peer name {tag}y netns {tag}b && \
              for n in a b; do ip -n {tag}$n link set lo up; done && \
@@ -58,7 +58,7 @@ impl Nets {
         nets
     }
 
-    fn must(&self, script: &str) {
+    fn must(script: &str) {
         let output = Command::new("bash").args(["-c", script]).output().expect("bash");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "namespaces cannot be made (root and iproute2 are needed): {said}");
