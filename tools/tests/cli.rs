@@ -146,12 +146,14 @@ fn without_an_rdma_nic_nics_says_what_is_missing_and_what_to_do() {
 }
 
 #[test]
-fn without_an_rdma_nic_nothing_is_served_and_the_reason_is_told() {
+fn with_rdma_only_and_no_nic_nothing_is_served_and_the_reason_is_told() {
     if has_rdma() {
         return;
     }
     for line in [
-        "serve --name 127.0.0.1 --size 1MiB".to_owned(),
+        "serve --name 127.0.0.1 --size 1MiB --fabrics rdma".to_owned(),
+        "serve --name 127.0.0.1 --size 1MiB --require rdma".to_owned(),
+        format!("bench {NOBODY} --name 127.0.0.1 --iterations 1 --fabrics rdma"),
         format!("bench {NOBODY} --name 127.0.0.1 --iterations 1"),
         format!("bench --mode=initiator --metadata_server=P2PHANDSHAKE --segment_id={NOBODY} --device_name=mlx5_9"),
     ] {

@@ -226,7 +226,7 @@ fn every_slice_ends_once_and_done_means_there_in_any_world() {
         match outcome {
             Ok((d, f)) => (done, failed) = (done + d, failed + f),
             Err(cause) => {
-                eprintln!("replay with: SEED={seed} cargo test -p moonrail-datapath --test seeds");
+                eprintln!("replay with: SEED={seed} cargo test -p moonrail-datapath --test simulation");
                 std::panic::resume_unwind(cause);
             }
         }
