@@ -271,6 +271,33 @@ mod tests {
         assert_eq!(unsafe { other.base().as_ptr().add(9_999).read() }, 7);
     }
 
+    /// Size of the pages under an address, in KiB, as the kernel tells.
+    fn page_size_at(addr: u64) -> u64 {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let at = maps.find(&format!("{addr:x}-")).expect("it is mapped");
+        let line = maps[at..].lines().find_map(|line| line.strip_prefix("KernelPageSize:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn huge_pages_are_taken_where_they_are_set_aside_and_not_missed_elsewhere() {
+        let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+        let free: u64 = free.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        let memory = Memory::allocate(2 * backing::HUGE).unwrap();
+        memory.write(memory.len() - 1, &[9]).unwrap();
+        let size = page_size_at(memory.addr());
+        if free >= 2 {
+            assert_eq!(size, 2048);
+            let other = Mapping::shared(memory.shared_fd().unwrap(), 0, 2 * backing::HUGE, true).unwrap();
+            // SAFETY: the last byte of the mapping.
+            assert_eq!(unsafe { other.base().as_ptr().add(2 * backing::HUGE - 1).read() }, 9);
+        } else {
+            assert!(size < 2048);
+        }
+        // Half of one is never a huge one.
+        assert!(page_size_at(Memory::allocate(backing::HUGE + 4096).unwrap().addr()) < 2048);
+    }
+
     #[test]
     fn more_memory_than_there_is_is_an_error_not_a_killed_process() {
         let error = Memory::allocate(1 << 46).unwrap_err();

@@ -112,7 +112,7 @@ pub(crate) fn sealed_memfd(name: &str, len: usize) -> io::Result<OwnedFd> {
 
 /// Memory that others can map; the anonymous kind where this system has no memfd.
 pub(super) fn allocate(len: usize, node: Option<u16>) -> io::Result<(Mapping, Option<OwnedFd>)> {
-    match memfd("moonrail", len, node) {
+    match huge_memfd(len, node).map_or_else(|| memfd("moonrail", len, node), Ok) {
         Ok((file, mapping)) => {
             fcntl_add_seals(&file, SIZE_SEALS | SealFlags::SEAL)?;
             Ok((mapping, Some(file)))
@@ -142,6 +142,29 @@ impl Unavailable {
             Self::NoMemfd(error) | Self::NoMemory(error) => error,
         }
     }
+}
+
+/// Size of the huge pages that are used.
+pub(super) const HUGE: usize = 2 << 20;
+
+/// As [`memfd`], of huge pages, where the administrator set enough of them aside (vm.nr_hugepages): one entry of the TLB
+/// then covers 2 MiB, for us and for peers. Whole huge pages only: a mapping of half of one could not be undone.
+fn huge_memfd(len: usize, node: Option<u16>) -> Option<(OwnedFd, Mapping)> {
+    let free = fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").ok()?;
+    let free: usize = free.trim().parse().ok()?;
+    if !len.is_multiple_of(HUGE) || free < len / HUGE {
+        return None;
+    }
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    let file = memfd_create("moonrail-huge", flags).ok()?;
+    ftruncate(&file, len as u64).ok()?;
+    let mapping = Mapping::shared(file.as_fd(), 0, len, true).ok()?;
+    if let Some(node) = node {
+        mapping.prefer_node(node);
+    }
+    // Somebody else may have taken them meanwhile: then it is usual pages.
+    fallocate(&file, FallocateFlags::empty(), 0, len as u64).ok()?;
+    Some((file, mapping))
 }
 
 fn memfd(name: &str, len: usize, node: Option<u16>) -> Result<(OwnedFd, Mapping), Unavailable> {
