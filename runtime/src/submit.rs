@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use moonrail_datapath::core::dispatch;
 use moonrail_datapath::error::{Cause, SliceError};
-use moonrail_datapath::nic::Op;
+use moonrail_datapath::nic::{Direct, Op};
 use moonrail_datapath::region::Region as Registered;
 use moonrail_datapath::slice::{Slice, TileError, tile};
 use moonrail_datapath::transfer::RemoteBuffers;
@@ -123,7 +123,7 @@ impl Shared {
         let works = groups.into_iter().map(|group| self.work(group, until, &completion)).collect::<Vec<_>>();
         let mut room_until = None;
         for (number, work) in works.iter().enumerate() {
-            self.enqueue(work, (number > 0).then_some(&mut room_until))?;
+            self.enqueue(work, (number > 0).then_some(&mut room_until), direct.as_deref())?;
         }
         drop(registry);
         Ok(Batch::new(
@@ -198,11 +198,23 @@ impl Shared {
     /// Puts a Work into the cores' rings. The first one of a batch is refused where a ring is full; for a later one room
     /// is waited for, until `room_until` of the whole batch (the registry is locked meanwhile), and if none comes it ends as
     /// cancelled: what was taken before cannot be taken back.
-    fn enqueue(&self, work: &Arc<Work>, room_until: Option<&mut Option<Instant>>) -> Result<(), SubmitError> {
+    fn enqueue(
+        &self,
+        work: &Arc<Work>,
+        room_until: Option<&mut Option<Instant>>,
+        direct: Option<&dyn Direct>,
+    ) -> Result<(), SubmitError> {
         if dispatch(work.clone(), &self.inboxes).is_ok() {
             return Ok(());
         }
-        let Some(room_until) = room_until else { return Err(SubmitError::Busy) };
+        let mut of_its_own = None;
+        let room_until = match (direct, room_until) {
+            (Some(far), _) if self.carry(work, far) => return Ok(()),
+            // What was begun cannot be refused any more.
+            (Some(_), None) => &mut of_its_own,
+            (_, Some(room_until)) => room_until,
+            (None, None) => return Err(SubmitError::Busy),
+        };
         let until = *room_until.get_or_insert_with(|| Instant::now() + ROOM_WITHIN);
         while Instant::now() < until {
             std::thread::yield_now();
@@ -212,6 +224,21 @@ impl Shared {
         }
         work.abandon(SliceError::of(Cause::Cancelled));
         Ok(())
+    }
+
+    /// Carries a Work that no core has, on this thread: callers who copy faster than the cores look fill their rings with
+    /// Works that are over. Whether it is done; if not, something is in the way that a core has to find out.
+    fn carry(&self, work: &Work, far: &dyn Direct) -> bool {
+        loop {
+            let done = work.assist(far);
+            self.copied.count(u64::from(done.slices), done.bytes);
+            if done.gave_back {
+                return false;
+            }
+            if done.slices == 0 {
+                return work.is_terminal();
+            }
+        }
     }
 
     /// Hands a Work whose slices came back to its home once more. A full ring is no loss: the home looks once a
