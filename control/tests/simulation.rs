@@ -5,6 +5,7 @@
 mod cluster;
 
 use moonrail_control::brain::Call;
+use moonrail_datapath::limits::STALL_AFTER;
 use moonrail_datapath::nic::Op;
 use moonrail_datapath::nic::sim::SimOptions;
 use moonrail_datapath::units::Nanos;
@@ -133,6 +134,48 @@ fn a_link_that_goes_down_and_up_is_used_again() {
         let back = cluster.run_until(Nanos::from_secs(3), |c| c.usable_rails(0) == 4 && c.usable_rails(1) == 4);
         assert!(back, "{:?}\n{}", cluster.rails(0), logs(&cluster));
         exchange(&mut cluster, 1, 0, seed + 2);
+    });
+}
+
+/// A network that swallows, and devices that retry for ever, as between split networks with a retry count of 7. The trial of
+/// a rail that never worked falls silent as well as one that did.
+#[test]
+fn a_rail_that_falls_silent_is_left_and_used_again() {
+    each_seed("a_rail_that_falls_silent", 15, 5, |seed| {
+        let mut cluster = Cluster::new(seed, 2, 2, 1, false);
+        exchange(&mut cluster, 0, 1, seed);
+        assert!(cluster.run_until(SECOND, |c| c.usable_rails(0) == 4), "{}", logs(&cluster));
+        let segment = cluster.open(0, 1).unwrap();
+        let op = if seed % 2 == 0 { Op::Read } else { Op::Write };
+        let len = 4 << 20;
+        let bytes = pattern(len, seed);
+        let (source, sink) = if op == Op::Write { (0, 1) } else { (1, 0) };
+        cluster.fill(source, 0, &bytes);
+        // Each rail pulls its share, also the one that brings nothing back.
+        let (ours, theirs) = (cluster.nodes[0].nic_ids[0], cluster.nodes[1].nic_ids[0]);
+        cluster.world.swallow(ours, theirs);
+        let work = cluster.submit(0, &segment, op, 0, len);
+        let swallowed = cluster.now;
+        let opened = |c: &Cluster| c.nodes[0].log.iter().filter(|line| line.contains(" opened: ")).count();
+        let done = cluster.run_until(Nanos::from_secs(20), |_| work.completion().is_done());
+        assert!(done && work.transfers()[0].status() == TransferStatus::Done, "{}", logs(&cluster));
+        let took = cluster.now.since(swallowed);
+        assert!(took < STALL_AFTER.plus(SECOND), "{took:?}\n{}", logs(&cluster));
+        assert!(cluster.bytes(sink, 0, len) == bytes, "every byte is in place");
+        let stalled = |line: &&String| line.contains(" opened: ") && line.contains("stalled: no completion");
+        assert_eq!(cluster.nodes[0].log.iter().filter(stalled).count(), 1, "{}", logs(&cluster));
+        // Its trials are swallowed too, again and again: all of it is one incident, and nobody else waits.
+        cluster.run_for(Nanos::from_secs(20));
+        let waits = cluster.now;
+        exchange(&mut cluster, 0, 1, seed + 1);
+        assert!(cluster.now.since(waits) < SECOND, "{:?}\n{}", cluster.now.since(waits), logs(&cluster));
+        assert_eq!(opened(&cluster), 1, "{}", logs(&cluster));
+        assert_eq!((cluster.usable_rails(0), cluster.usable_rails(1)), (3, 3), "{}", logs(&cluster));
+        cluster.world.set_path(ours, theirs, true);
+        let back = cluster.run_until(Nanos::from_secs(3), |c| c.usable_rails(0) == 4 && c.usable_rails(1) == 4);
+        assert!(back, "{:?}\n{}", cluster.rails(0), logs(&cluster));
+        exchange(&mut cluster, 1, 0, seed + 2);
+        assert!(cluster.rails(0).iter().all(|r| r.unfenced == 0), "{:?}", cluster.rails(0));
     });
 }
 

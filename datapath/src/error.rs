@@ -107,7 +107,8 @@ pub fn classify(status: WcStatus) -> FaultClass {
         | WcStatus::RNR_RETRY_EXC_ERR
         | WcStatus::REM_OP_ERR
         | WcStatus::REM_ABORT_ERR
-        | WcStatus::RESP_TIMEOUT_ERR => FaultClass::Path,
+        | WcStatus::RESP_TIMEOUT_ERR
+        | WcStatus::STALLED => FaultClass::Path,
         WcStatus::LOC_QP_OP_ERR
         | WcStatus::LOC_EEC_OP_ERR
         | WcStatus::LOC_RDD_VIOL_ERR
@@ -125,7 +126,7 @@ pub struct FirstError {
     pub peer: PeerId,
     /// The queue pair.
     pub qpn: Qpn,
-    /// What the completion said; SUCCESS never.
+    /// What the completion said; SUCCESS never. [`WcStatus::STALLED`]: there was none.
     pub status: WcStatus,
     /// The device maker's code.
     pub vendor_err: u32,

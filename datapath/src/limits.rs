@@ -72,6 +72,18 @@ pub const WATCH_PERIOD: Nanos = Nanos::from_millis(1);
 /// A queue pair in ERR that has not given back everything after this is destroyed; that is then the outcome.
 pub const DRAIN_LIMIT: Nanos = Nanos::from_secs(5);
 
+/// A queue pair with requests outstanding that gives no completion for this long has stalled, though its device says
+/// nothing. A device that does speak must come first: it may wait four times the ACK timeout before each of its attempts
+/// (IBA 9.7.6.1.3), 1.9 s in all, and some round short timeouts up: with half a second each, 3.5 s.
+pub const STALL_AFTER: Nanos = Nanos::from_secs(4);
+
+/// On a path slower than that, a queue pair may be silent for this many round trips of a nearly empty rail.
+pub const STALL_ROUND_TRIPS: u64 = 16;
+
+/// What one look of a core adds to a queue pair's silence at the most. A core that was stopped with its process or machine
+/// has not been listening, and the device may have been stopped with it.
+pub const STALL_STEP: Nanos = Nanos::from_millis(100);
+
 /// A core asks control for a rail to the same peer at most this often.
 pub const WANT_PERIOD: Nanos = Nanos::from_millis(50);
 
@@ -91,4 +103,10 @@ const _: () = assert!(
     "the byte rule must not signal 4 KiB requests more often than the count"
 );
 const _: () = assert!(CAP_FLOOR <= CAP_CEILING);
+const _: () = assert!(
+    STALL_AFTER.0 - STALL_STEP.0 > 4 * (4096 << ACK_TIMEOUT) * (RETRY_CNT as u64 + 1),
+    "a device that gives up by itself does so before the stall watch"
+);
+const _: () =
+    assert!(STALL_STEP.0 >= WATCH_PERIOD.0 && STALL_STEP.0 * 10 <= STALL_AFTER.0, "silence is heard in many looks");
 const _: () = assert!(QP_SLOTS <= u16::MAX as usize + 1, "a slot has 16 bits in wr_id");

@@ -7,6 +7,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
 
+use moonrail_datapath::limits::{STALL_AFTER, WATCH_PERIOD};
 use moonrail_datapath::nic::sim::SimOptions;
 use moonrail_datapath::nic::{Op, WcStatus};
 use moonrail_datapath::units::Nanos;
@@ -53,8 +54,8 @@ unsafe impl GlobalAlloc for Counting {
 static COUNTING: Counting = Counting;
 
 /// One turn of the only core, counted; the world moves and control answers outside the count.
-fn counted_turn(rig: &mut Rig) -> usize {
-    rig.now = rig.now.plus(Nanos::from_micros(1));
+fn counted_turn(rig: &mut Rig, step: Nanos) -> usize {
+    rig.now = rig.now.plus(step);
     rig.world.advance(rig.now);
     ON.set(true);
     let done = rig.cores[0].poll_once(rig.now);
@@ -109,7 +110,7 @@ fn a_million_turns_under_load_allocate_and_free_nothing() {
             }
             _ => {}
         }
-        counted_turn(&mut rig);
+        counted_turn(&mut rig, Nanos::from_micros(1));
         rig.finished.clear();
     }
     assert!(rig.is_proven(shaky), "the rail came back every time");
@@ -159,6 +160,31 @@ fn tcp_lanes_and_served_connections_allocate_nothing_once_they_run() {
         }
         assert_eq!((ALLOCATIONS.get(), FREES.get()), before, "{version:?}: allocations and frees inside turns");
     }
+}
+
+/// The watch looks at every queue pair; when one has fallen silent its slices go back, and the other rail carries them.
+#[test]
+fn a_stall_allocates_and_frees_nothing() {
+    let mut rig = Rig::new(12, 2, 1, SimOptions::default());
+    let (local, far) = (Rig::region(&rig.near, 4 << 20), Rig::region(&rig.far, 4 << 20));
+    let remote = rig.remote(&far);
+    rig.connect(0, 0, 0, 2);
+    rig.connect(0, 1, 1, 2);
+    assert!(rig.run_until(Nanos::from_secs(1), |r| r.counters[0].completions.get() == 4));
+    let work = rig.work(Op::Write, &local, &remote, &[(0, 0, 4 << 20)]);
+    rig.submit(&work);
+    for _ in 0..20 {
+        counted_turn(&mut rig, Nanos::from_micros(1));
+    }
+    rig.world.swallow(rig.near[1].id, rig.far[1].id);
+    let until = rig.now.plus(STALL_AFTER).plus(Nanos::from_secs(1));
+    while rig.now < until {
+        counted_turn(&mut rig, WATCH_PERIOD);
+    }
+    assert!(work.completion().is_done());
+    assert_eq!(rig.first_errors.iter().map(|error| error.status).collect::<Vec<_>>(), [WcStatus::STALLED]);
+    assert!(rig.counters[0].slices_returned.get() > 0);
+    assert_eq!((ALLOCATIONS.get(), FREES.get()), (0, 0), "allocations and frees inside turns");
 }
 
 /// The counter counts: without this, the test above could not fail.

@@ -92,6 +92,9 @@ fn advice(cause: Cause, told: SliceError) -> &'static str {
             WcStatus::RETRY_EXC_ERR | WcStatus::RESP_TIMEOUT_ERR => {
                 "the peer does not answer: check that it runs, the cables, MC_GID_INDEX and MC_MTU (`moonrail ping`)"
             }
+            WcStatus::STALLED => {
+                "nothing came back: check the routes between the two NICs (`moonrail ping`), and `dmesg` on both ends"
+            }
             WcStatus::LOC_QP_OP_ERR | WcStatus::FATAL_ERR => "see `dmesg` for the device, and `moonrail doctor`",
             _ => "see `moonrail doctor`, and the log for the first error of this rail",
         },

@@ -632,6 +632,9 @@ fn advice(status: WcStatus, class: FaultClass, fabric: Fabric) -> &'static str {
         (WcStatus::RETRY_EXC_ERR, _) => {
             "the peer's NIC does not answer: the peer stopped, a link or switch between is down, or GID, MTU or traffic class do not fit"
         }
+        (WcStatus::STALLED, _) => {
+            "something between swallows packets (routes, switches, GIDs of two networks: see `moonrail ping`), or a NIC hangs (`dmesg`, here and there)"
+        }
         (_, FaultClass::Request) => {
             "the request itself is wrong: check addresses and lengths against the registered regions"
         }

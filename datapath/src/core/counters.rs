@@ -61,6 +61,8 @@ counters! {
         bytes_done,
         /// First errors of rails.
         first_errors,
+        /// First errors that no device reported: queue pairs that fell silent.
+        stalls,
         /// Completions that were only echoes of a first error.
         flushes,
         /// Requests a device refused to take (`bad_wr`).

@@ -18,9 +18,15 @@ impl Core {
         let mut error = self.describe(slot, &entry, now);
         error.status = completion.status;
         error.vendor_err = completion.vendor_err;
+        // Whose failure it was: of the first one, or of the oldest that a stalled queue pair did not bring back. The rest
+        // is echo.
+        let mut own = first.then_some((completion.status, completion.vendor_err));
         if first {
             self.fail_rail(rail, error, now);
-        } else if classify(completion.status) == FaultClass::Flush {
+        } else if std::mem::take(&mut self.qps[slot].stalled) {
+            own = Some((WcStatus::STALLED, 0));
+        }
+        if !first && classify(completion.status) == FaultClass::Flush {
             self.qps[slot].flushed += 1;
             self.counters.flushes.add(1);
             self.rails[rail].counters.flushes.add(1);
@@ -29,10 +35,10 @@ impl Core {
         if !self.qps[slot].post.as_ref().is_some_and(|post| post.drains_clean()) {
             self.hold_for_fence(slot, &entry);
         }
-        self.return_entry(&entry, completion.status, completion.vendor_err, first, rail);
+        self.return_entry(&entry, own, rail);
     }
 
-    fn describe(&self, slot: usize, entry: &InFlight, now: Nanos) -> FirstError {
+    pub(super) fn describe(&self, slot: usize, entry: &InFlight, now: Nanos) -> FirstError {
         let qp = &self.qps[slot];
         let peer = &self.peers[self.rails[qp.rail as usize].peer as usize];
         let work = (entry.seat != TRIAL).then(|| self.works[entry.seat as usize].work.as_ref()).flatten();
@@ -139,26 +145,29 @@ impl Core {
         self.free_rail_if_empty(rail);
     }
 
-    /// Decides what becomes of a slice whose request failed or was flushed.
-    fn return_entry(&mut self, entry: &InFlight, status: WcStatus, vendor_err: u32, first: bool, rail: usize) {
+    /// Decides what becomes of a slice whose request failed or was flushed. `own`: status and maker's code, where the
+    /// failure was its own; one that was only flushed costs no retry.
+    fn return_entry(&mut self, entry: &InFlight, own: Option<(WcStatus, u32)>, rail: usize) {
         if entry.seat == TRIAL {
             return;
         }
         self.works[entry.seat as usize].outstanding -= 1;
-        let Some(work) = self.works[entry.seat as usize].work.clone() else { return };
+        let Some((status, vendor_err)) = own.filter(|(status, _)| classify(*status) != FaultClass::Flush) else {
+            return self.give_back(entry.seat, entry.slice);
+        };
+        let Some(work) = &self.works[entry.seat as usize].work else { return };
         let error = SliceError {
             cause: Cause::Completion,
             status: status.0 as u8,
             vendor: vendor_err as u16,
             rail: Some(self.rails[rail].key.rail),
         };
-        // Only the first error is the slice's own; a flushed slice costs no retry.
-        if first && classify(status) == FaultClass::Request {
+        if classify(status) == FaultClass::Request {
             self.end_slice(entry.seat, entry.slice, SliceError { cause: Cause::BadRequest, ..error });
-        } else if first && classify(status) != FaultClass::Flush && !work.may_retry(entry.slice) {
-            self.end_slice(entry.seat, entry.slice, error);
-        } else {
+        } else if work.may_retry(entry.slice) {
             self.give_back(entry.seat, entry.slice);
+        } else {
+            self.end_slice(entry.seat, entry.slice, error);
         }
     }
 

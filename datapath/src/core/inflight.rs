@@ -50,6 +50,16 @@ impl InFlightRing {
         self.head == self.tail
     }
 
+    /// Sequence number of the oldest request, or of the next one: it moves with every request that ends.
+    pub(crate) fn head(&self) -> u32 {
+        self.head
+    }
+
+    /// The oldest request, left where it is.
+    pub(crate) fn oldest(&self) -> Option<InFlight> {
+        (!self.is_empty()).then(|| self.entries[self.head as usize & (self.entries.len() - 1)])
+    }
+
     /// Sequence number the next posted request gets.
     pub(crate) fn next_sequence(&self) -> u32 {
         self.tail
@@ -62,12 +72,9 @@ impl InFlightRing {
         self.tail = self.tail.wrapping_add(1);
     }
 
-    /// The oldest request, if any.
+    /// Takes the oldest request out, if there is one.
     pub(crate) fn pop(&mut self) -> Option<InFlight> {
-        if self.is_empty() {
-            return None;
-        }
-        let entry = self.entries[self.head as usize & (self.entries.len() - 1)];
+        let entry = self.oldest()?;
         self.head = self.head.wrapping_add(1);
         Some(entry)
     }

@@ -86,6 +86,7 @@ impl Core {
         seat.post = Some(post);
         (seat.unsignaled, seat.unsignaled_bytes, seat.flushed) = (0, 0, 0);
         (seat.needs_fence, seat.proven) = (false, false);
+        (seat.silent, seat.stalled) = (Nanos::ZERO, false);
         let entry = &mut self.rails[rail];
         entry.qps[usize::from(entry.qp_count)] = slot;
         entry.qp_count += 1;
@@ -110,6 +111,9 @@ impl Core {
             flushed: 0,
             needs_fence: false,
             proven: false,
+            silent: Nanos::ZERO,
+            head_seen: 0,
+            stalled: false,
         });
         u16::try_from(self.qps.len() - 1).ok()
     }

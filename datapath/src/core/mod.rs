@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   reap ──▶ settle ──▶ intake ──▶ post ──▶ watch
-//!    │         │          │         │         └ deadlines, parked Works, drains that take too long: once a millisecond
+//!    │         │          │         │         └ deadlines, parked Works, what stalls or drains too long: once a millisecond
 //!    │         │          │         └ claim slices with credit, build chains, one doorbell per chain
 //!    │         │          └ commands and Works out of the rings
 //!    │         └ slices that ended: into their Works, finished Works up to control
@@ -21,6 +21,7 @@ mod post;
 mod reap;
 mod run;
 mod settle;
+mod stall;
 mod table;
 mod watch;
 
@@ -77,6 +78,7 @@ pub struct Core {
     chain: Vec<WorkRequest>,
     entries: Vec<InFlight>,
     next_watch: Nanos,
+    last_watch: Nanos,
     stopping: Option<Nanos>,
     stopped: bool,
 }
@@ -110,6 +112,7 @@ impl Core {
             chain: Vec::with_capacity(CHAIN_MAX),
             entries: Vec::with_capacity(CHAIN_MAX),
             next_watch: Nanos::ZERO,
+            last_watch: Nanos::ZERO,
             stopping: None,
             stopped: false,
         }

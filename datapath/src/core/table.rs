@@ -60,6 +60,11 @@ pub(crate) struct QpSeat {
     pub(crate) flushed: u32,
     pub(crate) needs_fence: bool,
     pub(crate) proven: bool,
+    /// How long the watch has seen the same request at the head of the ring, and which.
+    pub(crate) silent: Nanos,
+    pub(crate) head_seen: u32,
+    /// It stalled, and the request that has to answer for it has not come back yet.
+    pub(crate) stalled: bool,
 }
 
 /// Where a rail's life is.

@@ -1,4 +1,5 @@
-//! What is looked at once a millisecond: deadlines, Works parked without a rail, drains that take too long, the stop.
+//! What is looked at once a millisecond: deadlines, Works parked without a rail, queue pairs that stall ([`super::stall`])
+//! or drain too long, the stop.
 
 use super::Core;
 use super::port::CoreEvent;
@@ -17,6 +18,7 @@ impl Core {
         self.next_watch = now.plus(WATCH_PERIOD);
         self.watch_works(now);
         self.watch_lines(now);
+        self.watch_stalls(now);
         self.post_late_trials(now);
         self.publish();
         self.watch_stop(now);

@@ -305,6 +305,8 @@ impl WcStatus {
     pub const FATAL_ERR: Self = Self(19);
     pub const RESP_TIMEOUT_ERR: Self = Self(20);
     pub const GENERAL_ERR: Self = Self(21);
+    /// No device says this: the core does, of a queue pair that gives no completions (`core/stall.rs`).
+    pub const STALLED: Self = Self(255);
 }
 
 impl WcStatus {
@@ -333,6 +335,7 @@ impl WcStatus {
             19 => "fatal error",
             20 => "response timeout error",
             21 => "general error",
+            255 => "stalled: no completion for much longer than it takes, and the device reports nothing",
             _ => "a status this version does not know",
         }
     }

@@ -54,6 +54,8 @@ pub(crate) struct Rig {
     pub(crate) finished: Vec<Arc<Work>>,
     pub(crate) stopped: usize,
     pub(crate) wanted: usize,
+    /// Of the Works made from here on.
+    pub(crate) retries: u8,
     /// Whether drained lives are fenced by themselves, as control does when the peer answered.
     pub(crate) auto_fence: bool,
     /// How long after the drain.
@@ -134,6 +136,7 @@ impl Rig {
             finished: Vec::with_capacity(1 << 16),
             stopped: 0,
             wanted: 0,
+            retries: 9,
             auto_fence: true,
             fence_delay: Nanos::ZERO,
             fences: Vec::with_capacity(1 << 10),
@@ -246,7 +249,7 @@ impl Rig {
             remote: remote.clone(),
             deadline: self.now.plus(Nanos::from_secs(30)),
             cores: self.cores.len() as u16,
-            retries: 9,
+            retries: self.retries,
             completion: Completion::new(1),
         })
     }

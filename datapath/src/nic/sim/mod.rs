@@ -108,6 +108,12 @@ impl SimWorld {
         self.lock().set_path(a.0, b.0, up);
     }
 
+    /// Cuts the path between two NICs, and no device ever says so: it retries for ever, as Soft-RoCE with a retry count of 7
+    /// does in split networks. Mended by [`SimWorld::set_path`].
+    pub fn swallow(&self, a: SimNicId, b: SimNicId) {
+        self.lock().swallow(a.0, b.0);
+    }
+
     /// The node is gone: its queue pairs answer nothing any more, its NICs refuse everything.
     pub fn kill_node(&self, node: &str) {
         self.lock().kill_node(node);

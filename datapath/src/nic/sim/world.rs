@@ -19,6 +19,8 @@ struct NicState {
     mtu: Mtu,
     events: VecDeque<AsyncEvent>,
     cut: Vec<usize>,
+    /// Of those cut, the ones towards which this NIC retries for ever.
+    swallowing: Vec<usize>,
 }
 
 pub(super) struct CqState {
@@ -110,6 +112,9 @@ pub(super) struct World {
     flights: BinaryHeap<Reverse<Flight>>,
 }
 
+/// A device that retries for ever is looked at this often.
+const TRIES_AGAIN: Nanos = Nanos::from_millis(20);
+
 /// Numbers of queue pairs start here, as devices keep the first ones for themselves.
 const FIRST_QPN: u32 = 17;
 
@@ -147,6 +152,7 @@ impl World {
             mtu: self.options.mtu,
             events: VecDeque::new(),
             cut: vec![],
+            swallowing: vec![],
         });
         self.nics.len() - 1
     }
@@ -383,9 +389,21 @@ impl World {
             }
             return;
         }
+        if self.retries_for_ever(flight.qp) {
+            let at = self.now.plus(self.options.retry_time.max(TRIES_AGAIN));
+            return self.fly(at, Kind::GiveUp, flight.qp, flight.number, flight.request);
+        }
         let local_down = !self.nics[self.qps[flight.qp].nic].link_up;
         let status = if local_down { WcStatus::LOC_QP_OP_ERR } else { WcStatus::RETRY_EXC_ERR };
         self.fail(flight.qp, status);
+    }
+
+    /// Whether the path of `qp` swallows what is sent without the device ever saying so.
+    fn retries_for_ever(&self, qp: usize) -> bool {
+        let ours = &self.qps[qp];
+        let peer = ours.rtr.and_then(|rtr| rtr.dest_qpn.get().checked_sub(FIRST_QPN));
+        let theirs = peer.and_then(|peer| self.qps.get(peer as usize));
+        theirs.is_some_and(|theirs| self.nics[ours.nic].swallowing.contains(&theirs.nic))
     }
 
     /// The queue pair at the other end, if packets reach it and it takes them.
@@ -493,10 +511,17 @@ impl World {
     pub(super) fn set_path(&mut self, a: usize, b: usize, up: bool) {
         for (from, to) in [(a, b), (b, a)] {
             self.nics[from].cut.retain(|&n| n != to);
+            self.nics[from].swallowing.retain(|&n| n != to);
             if !up {
                 self.nics[from].cut.push(to);
             }
         }
+    }
+
+    pub(super) fn swallow(&mut self, a: usize, b: usize) {
+        self.set_path(a, b, false);
+        self.nics[a].swallowing.push(b);
+        self.nics[b].swallowing.push(a);
     }
 
     pub(super) fn kill_node(&mut self, node: &str) {
