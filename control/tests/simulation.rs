@@ -5,11 +5,12 @@
 mod cluster;
 
 use moonrail_control::brain::Call;
+use moonrail_datapath::error::{Cause, SliceError};
 use moonrail_datapath::limits::STALL_AFTER;
 use moonrail_datapath::nic::Op;
 use moonrail_datapath::nic::sim::SimOptions;
 use moonrail_datapath::units::Nanos;
-use moonrail_datapath::work::TransferStatus;
+use moonrail_datapath::work::{Proof, Quiescence, TransferStatus};
 
 use cluster::{Cluster, Weather, pattern};
 
@@ -214,6 +215,37 @@ fn a_node_that_restarts_under_its_name_is_found_again() {
         cluster.run_for(Nanos::from_secs(2));
         exchange(&mut cluster, 1, 0, seed + 1);
         exchange(&mut cluster, 0, 1, seed + 2);
+    });
+}
+
+/// Refused connections and time prove nothing: a frozen machine keeps packets. Another incarnation on the same host does.
+#[test]
+fn a_write_to_a_node_that_died_is_in_quarantine_until_its_successor_is_seen() {
+    each_seed("a_write_to_a_node", 15, 5, |seed| {
+        let mut cluster = Cluster::new(seed, 2, 2, 1, seed % 2 == 0);
+        exchange(&mut cluster, 0, 1, seed);
+        assert!(cluster.run_until(SECOND, |c| c.usable_rails(0) == 4), "{}", logs(&cluster));
+        let segment = cluster.open(0, 1).unwrap();
+        cluster.kill(1);
+        let write = cluster.submit(0, &segment, Op::Write, 0, 2 << 20);
+        let read = cluster.submit(0, &segment, Op::Read, 2 << 20, 2 << 20);
+        cluster.run_for(Nanos::from_millis(1));
+        // One is cancelled by its caller, the other is ended by its deadline or for want of a rail.
+        if seed % 3 == 0 {
+            write.abandon(SliceError::of(Cause::Cancelled));
+        }
+        assert!(cluster.run_until(Nanos::from_secs(40), |_| read.is_terminal()), "{}", logs(&cluster));
+        assert_eq!(read.quiescence(), Quiescence::Quiesced { how: Proof::QpDrained }, "it needs nobody's word");
+        cluster.run_for(Nanos::from_secs(60));
+        assert_eq!(write.quiescence(), Quiescence::Quarantined, "{}", logs(&cluster));
+        assert!(!write.completion().is_done());
+        cluster.restart(1);
+        // Whoever wants something of the peer finds its successor, or is found by it.
+        exchange(&mut cluster, 1, 0, seed + 1);
+        exchange(&mut cluster, 0, 1, seed + 2);
+        let over = cluster.run_until(Nanos::from_secs(10), |_| write.completion().is_done());
+        assert!(over, "{:?}\n{}", cluster.rails(0), logs(&cluster));
+        assert_eq!(write.quiescence(), Quiescence::Quiesced { how: Proof::PeerFenced });
     });
 }
 

@@ -10,6 +10,7 @@
 //! `claimed` only rises; the swap to CLOSED is how cancel and deadline take every unclaimed slice at once.
 
 mod assist;
+mod quiescence;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use crate::transfer::RemoteBuffers;
 use crate::units::{CoreId, Nanos};
 
 pub use assist::Assisted;
+pub use quiescence::{Proof, Quiescence};
 
 const CLOSED: u64 = 1 << 63;
 
@@ -68,6 +70,10 @@ impl TransferOutcome {
     /// Bytes that arrived so far.
     pub fn transferred(&self) -> u64 {
         self.done.load(Ordering::Acquire)
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.status() == TransferStatus::Waiting
     }
 
     /// The status now.
@@ -200,6 +206,8 @@ pub struct Work {
     first_error: AtomicU64,
     /// Bit per core that found none of its rails to have the keys of some slice.
     keyless: AtomicU64,
+    /// What went wrong on the way and matters for its memory: see [`quiescence`].
+    facts: AtomicU8,
     /// Bits set in `returned`; a hint that saves the walk.
     returned_count: CachePadded<AtomicU32>,
     claimed: CachePadded<AtomicU64>,
@@ -227,6 +235,7 @@ impl Work {
             failures: (0..count).map(|_| AtomicU8::new(0)).collect(),
             first_error: AtomicU64::new(0),
             keyless: AtomicU64::new(0),
+            facts: AtomicU8::new(0),
             returned_count: CachePadded::new(AtomicU32::new(0)),
             claimed: CachePadded::new(AtomicU64::new(0)),
             remaining: CachePadded::new(AtomicU32::new(count as u32)),
@@ -413,6 +422,7 @@ impl Work {
     /// Adds a hold: the Work is not terminal before it is settled like a slice. Added before the slices it protects
     /// are given back.
     pub(crate) fn hold(&self) {
+        self.note_held();
         self.remaining.fetch_add(1, Ordering::Relaxed);
     }
 

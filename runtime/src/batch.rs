@@ -9,8 +9,9 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use moonrail_datapath::error::{Cause, SliceError};
+use moonrail_datapath::limits::{DRAIN_LIMIT, STALL_AFTER};
 use moonrail_datapath::nic::{Direct, Op};
-use moonrail_datapath::work::{Completion, TransferStatus, Work};
+use moonrail_datapath::work::{Completion, Proof, Quiescence, TransferStatus, Work};
 
 use crate::engine::{Engine, Shared};
 use crate::error::{SubmitError, TransferError, WaitError};
@@ -23,6 +24,9 @@ use crate::segment::Segment;
 const SPIN: Duration = Duration::from_micros(120);
 /// How long after the batch's own deadline an `.await` goes on: the cores look once a millisecond, and drain.
 const GRACE: Duration = Duration::from_secs(1);
+/// How long after its deadline our own end of a batch may take: its queue pairs fall silent, or fail, and are drained or
+/// destroyed. What is not over by then waits for the peer's word, which may never come.
+const OWN_END: Duration = Duration::from_nanos(STALL_AFTER.0 + DRAIN_LIMIT.0).saturating_add(GRACE);
 /// How long control may take to tell what it knows of a failure: to a thread that waits, and to one that must not.
 const PATIENCE: Duration = Duration::from_millis(500);
 const AT_ONCE: Duration = Duration::from_millis(10);
@@ -138,8 +142,8 @@ pub(crate) struct Flight {
 enum Works {
     /// As submitted; they hold the registered memory.
     Held(Vec<Arc<Work>>),
-    /// Over, with state and bytes of each transfer, and the first error. Memory is let go.
-    Over(Vec<(TransferState, u64)>, Option<Box<TransferError>>),
+    /// Over, with state and bytes of each transfer, the first error, and what proves the end. Memory is let go.
+    Over(Vec<(TransferState, u64)>, Option<Box<TransferError>>, Quiescence),
 }
 
 const UNKNOWN: u8 = 0;
@@ -227,17 +231,21 @@ impl Batch {
     /// Waits for the end, at most `for_at_most`: looks for some microseconds, then sleeps. Where the peer's memory is in
     /// reach of this thread, it carries slices itself meanwhile, beside the cores. May be called again.
     ///
+    /// Nor does it wait longer than ten seconds after the batch's deadline: what is not over then is in quarantine
+    /// ([`Quiescence::Quarantined`]), for as long as the peer's end is not proven retired. A call after that has all its time.
+    ///
     /// # Errors
     /// [`WaitError::Failed`] when the batch is over and not all bytes are in place; [`WaitError::DeadlineExceeded`] when
     /// it is not over.
     pub fn wait(&self, for_at_most: Duration) -> Result<(), WaitError> {
         let Kind::Flying(inner) = &self.kind else { return Ok(()) };
         let started = Instant::now();
-        let until = after(started, for_at_most);
+        let until = wait_until(started, for_at_most, inner.flight.limit);
         let completion = &inner.flight.completion;
         while !completion.is_done() {
-            let waited = started.elapsed();
-            if waited >= for_at_most {
+            let now = Instant::now();
+            let waited = now.duration_since(started);
+            if now >= until {
                 return Err(inner.not_over(PATIENCE));
             }
             if inner.assist() {
@@ -252,6 +260,21 @@ impl Batch {
             }
         }
         inner.outcome(PATIENCE)
+    }
+
+    /// Whether the memory of all its transfers, local and the peer's, may be used again, and what proves it. Any time, any
+    /// thread; does not block, and costs a walk over the slices of what is over.
+    ///
+    /// The memory is free with [`Quiescence::NeverPosted`] and [`Quiescence::Quiesced`], and only then: that is when the batch is
+    /// over ([`Batch::poll`]), however it ended. After a cancel or the deadline a batch that is not over is
+    /// [`Quiescence::Quarantined`]: it keeps its regions, [`crate::Engine::unregister`] waits for it, and it is over as soon as
+    /// there is proof. With an engine that was shut down that may be never.
+    pub fn quiescence(&self) -> Quiescence {
+        match &self.kind {
+            Kind::Flying(inner) => inner.quiescence(),
+            Kind::Copied(copied) if copied.lens.as_slice().iter().all(|len| *len == 0) => Quiescence::NeverPosted,
+            Kind::Copied(_) => Quiescence::Quiesced { how: Proof::CompletionSeen },
+        }
     }
 
     /// The state of one transfer; `None` beyond the last.
@@ -296,7 +319,7 @@ impl Batch {
     }
 
     /// Ends what is not on its way yet; what is, is drained. The batch is over soon after, as failed unless all was done.
-    /// Does not block.
+    /// Does not block. Whether the memory may be used again is asked of [`Batch::quiescence`].
     pub fn cancel(&self) {
         if let Kind::Flying(inner) = &self.kind {
             inner.cancel();
@@ -373,6 +396,13 @@ impl Inner {
         }
     }
 
+    fn quiescence(&self) -> Quiescence {
+        match &*self.works() {
+            Works::Over(.., quiescence) => *quiescence,
+            Works::Held(works) => quiescence_of(works),
+        }
+    }
+
     fn works(&self) -> MutexGuard<'_, Works> {
         self.works.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -384,7 +414,7 @@ impl Inner {
         if self.verdict.load(Ordering::Relaxed) == UNKNOWN {
             let failed = match &*self.works() {
                 Works::Held(works) => works.iter().any(|work| has_failed(work)),
-                Works::Over(_, error) => error.is_some(),
+                Works::Over(_, error, _) => error.is_some(),
             };
             let nanos = u64::try_from(self.flight.submitted.elapsed().as_nanos()).unwrap_or(u64::MAX);
             let _ = self.ended.compare_exchange(0, nanos.max(1), Ordering::Relaxed, Ordering::Relaxed);
@@ -408,13 +438,13 @@ impl Inner {
         let place = self.flight.places.get(index)?;
         match &*self.works() {
             Works::Held(works) => Some(state_of(works, place)),
-            Works::Over(states, _) => states.get(index).copied(),
+            Works::Over(states, ..) => states.get(index).copied(),
         }
     }
 
     fn first_error(&self, patience: Duration) -> Option<TransferError> {
         let held: Vec<Arc<Work>> = match &*self.works() {
-            Works::Over(_, error) => return error.as_deref().cloned(),
+            Works::Over(_, error, _) => return error.as_deref().cloned(),
             Works::Held(works) => works.clone(),
         };
         self.describe(&held, patience)
@@ -431,7 +461,7 @@ impl Inner {
         };
         let error = self.describe(&held, patience).map(Box::new);
         let states = self.flight.places.iter().map(|place| state_of(&held, place)).collect();
-        *self.works() = Works::Over(states, error);
+        *self.works() = Works::Over(states, error, quiescence_of(&held));
     }
 
     fn cancel(&self) {
@@ -489,6 +519,17 @@ pub(crate) fn after(start: Instant, span: Duration) -> Instant {
     start + span.min(CENTURY)
 }
 
+/// When a wait that begins at `started` ends at the latest, where the cores end the batch at `limit`.
+fn wait_until(started: Instant, for_at_most: Duration, limit: Instant) -> Instant {
+    let (own, quarantine) = (after(started, for_at_most), after(limit, OWN_END));
+    if started < quarantine { own.min(quarantine) } else { own }
+}
+
+/// One that is over only as far as all its parts are.
+fn quiescence_of(works: &[Arc<Work>]) -> Quiescence {
+    works.iter().map(|work| work.quiescence()).max().unwrap_or(Quiescence::NeverPosted)
+}
+
 fn has_failed(work: &Work) -> bool {
     work.transfers().iter().any(|transfer| matches!(transfer.status(), TransferStatus::Failed(_)))
 }
@@ -504,4 +545,20 @@ fn state_of(works: &[Arc<Work>], place: &Place) -> (TransferState, u64) {
         TransferStatus::Failed(error) => TransferState::Failed(error.cause),
     };
     (state, outcome.transferred())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_ends_when_the_quarantine_has_begun_and_may_be_begun_again() {
+        let now = Instant::now();
+        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+        assert_eq!(wait_until(now, second, now + hour), now + second);
+        assert_eq!(wait_until(now, hour, now + second), now + second + OWN_END);
+        let again = now + second + OWN_END;
+        assert_eq!(wait_until(again, hour, now + second), again + hour);
+        assert!(wait_until(now, Duration::MAX, after(now, Duration::MAX)) > now + hour);
+    }
 }

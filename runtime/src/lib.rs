@@ -100,3 +100,4 @@ pub use moonrail_datapath::error::Cause;
 pub use moonrail_datapath::nic::{Fabric, Nic, Op};
 pub use moonrail_datapath::region::{Memory, OutOfRange};
 pub use moonrail_datapath::units::{Gid, GidIndex, Lid, Mtu, PortNum};
+pub use moonrail_datapath::work::{Proof, Quiescence};

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use moonrail::{
-    BatchStatus, BuildError, Engine, Memory, RegisterError, SegmentError, SubmitError, Transfer, UnregisterError,
-    WaitError,
+    BatchStatus, BuildError, Engine, Memory, Proof, Quiescence, RegisterError, SegmentError, SubmitError, Transfer,
+    UnregisterError, WaitError,
 };
 use moonrail_datapath::nic::sim::{SimOptions, SimWorld};
 use pair::{LONG, block_on, builder, cluster, nics, pair, pair_with};
@@ -98,6 +98,35 @@ fn a_peer_that_is_gone_ends_the_batch_with_a_cause() {
         assert!(mended.elapsed() < LONG, "the rail did not come back");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// A WRITE on a path that is cut in the middle: our end is drained soon, and the peer says when its own is retired.
+#[test]
+fn what_was_on_its_way_when_a_path_died_is_over_with_the_peers_word() {
+    let options = SimOptions {
+        retry_time: moonrail_datapath::units::Nanos::from_millis(50),
+        bytes_per_second: 50_000_000,
+        ..SimOptions::default()
+    };
+    let p = pair(1, 1, options);
+    let near = p.a.allocate(16 << 20, "*").unwrap();
+    let far = p.b.allocate(16 << 20, "*").unwrap();
+    let segment = p.a.open_segment("b").unwrap();
+    let small = Transfer::write_from(&near, 0, far.addr(), 1 << 16);
+    let whole = p.a.submit(&segment, &[small]).unwrap();
+    whole.wait(LONG).unwrap();
+    assert_eq!(whole.quiescence(), Quiescence::Quiesced { how: Proof::CompletionSeen });
+    let cut = p.a.submit(&segment, &[Transfer::write_from(&near, 0, far.addr(), 16 << 20)]).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(cut.quiescence(), Quiescence::Underway);
+    p.world.set_path(p.a_nics[0], p.b_nics[0], false);
+    cut.cancel();
+    assert_eq!(cut.quiescence(), Quiescence::Quarantined);
+    assert!(matches!(cut.wait(LONG), Err(WaitError::Failed(_))), "over, all the same");
+    assert_eq!(cut.quiescence(), Quiescence::Quiesced { how: Proof::PeerFenced });
+    p.a.unregister(&near).unwrap();
+    assert_eq!(cut.quiescence(), Quiescence::Quiesced { how: Proof::PeerFenced }, "and still told of");
+    assert_eq!(p.a.submit(&segment, &[]).unwrap().quiescence(), Quiescence::NeverPosted);
 }
 
 #[test]

@@ -281,12 +281,16 @@ impl Cluster {
         assert!(self.run_until(Nanos::from_secs(10), |c| both.iter().all(|id| c.nodes[node].answers.contains_key(id))));
     }
 
-    /// Kills a node without a word, and starts it again under its name.
+    /// Kills a node without a word.
+    pub(crate) fn kill(&mut self, node: usize) {
+        self.nodes[node].alive = false;
+        self.world.kill_node(&format!("node{node}.{}", self.nodes[node].life));
+    }
+
+    /// Kills a node without a word, unless it is dead, and starts it again under its name.
     pub(crate) fn restart(&mut self, node: usize) {
-        let old = &mut self.nodes[node];
-        old.alive = false;
-        let (name, life) = (format!("node{node}.{}", old.life), old.life + 1);
-        self.world.kill_node(&name);
+        self.kill(node);
+        let life = self.nodes[node].life + 1;
         let fresh = self.boot(node, life);
         self.nodes[node] = fresh;
         self.begin(node);

@@ -152,10 +152,11 @@ impl Core {
             return;
         }
         self.works[entry.seat as usize].outstanding -= 1;
+        let Some(work) = &self.works[entry.seat as usize].work else { return };
+        work.note_drained();
         let Some((status, vendor_err)) = own.filter(|(status, _)| classify(*status) != FaultClass::Flush) else {
             return self.give_back(entry.seat, entry.slice);
         };
-        let Some(work) = &self.works[entry.seat as usize].work else { return };
         let error = SliceError {
             cause: Cause::Completion,
             status: status.0 as u8,

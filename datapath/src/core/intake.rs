@@ -276,7 +276,11 @@ impl Core {
         while let Some(entry) = self.pop_entry(slot) {
             self.hold_for_fence(slot, &entry);
             if entry.seat != TRIAL {
-                self.works[entry.seat as usize].outstanding -= 1;
+                let seat = &mut self.works[entry.seat as usize];
+                seat.outstanding -= 1;
+                if let Some(work) = &seat.work {
+                    work.note_drained();
+                }
                 self.give_back(entry.seat, entry.slice);
             }
         }

@@ -48,7 +48,8 @@ impl Work {
                 done.slices += 1;
                 done.bytes += u64::from(self.slices()[slice as usize].len);
             } else {
-                // A core finds out what is wrong, and whom to tell.
+                // A core finds out what is wrong, and whom to tell. A part of it may have been copied.
+                self.note_touched();
                 self.give_back(slice);
                 done.gave_back = true;
             }

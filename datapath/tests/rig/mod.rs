@@ -56,6 +56,8 @@ pub(crate) struct Rig {
     pub(crate) wanted: usize,
     /// Of the Works made from here on.
     pub(crate) retries: u8,
+    /// From now on, of the Works made from here on.
+    pub(crate) deadline: Nanos,
     /// Whether drained lives are fenced by themselves, as control does when the peer answered.
     pub(crate) auto_fence: bool,
     /// How long after the drain.
@@ -137,6 +139,7 @@ impl Rig {
             stopped: 0,
             wanted: 0,
             retries: 9,
+            deadline: Nanos::from_secs(30),
             auto_fence: true,
             fence_delay: Nanos::ZERO,
             fences: Vec::with_capacity(1 << 10),
@@ -247,7 +250,7 @@ impl Rig {
             transfers: parts.iter().map(|p| p.2).collect(),
             local: local.clone(),
             remote: remote.clone(),
-            deadline: self.now.plus(Nanos::from_secs(30)),
+            deadline: self.now.plus(self.deadline),
             cores: self.cores.len() as u16,
             retries: self.retries,
             completion: Completion::new(1),
