@@ -126,7 +126,7 @@ pub struct FirstError {
     pub peer: PeerId,
     /// The queue pair.
     pub qpn: Qpn,
-    /// What the completion said; SUCCESS never. [`WcStatus::STALLED`]: there was none.
+    /// What the completion said; SUCCESS never. [`WcStatus::STALLED`], [`WcStatus::GIVEN_UP`]: there was none.
     pub status: WcStatus,
     /// The device maker's code.
     pub vendor_err: u32,

@@ -80,6 +80,17 @@ pub const STALL_AFTER: Nanos = Nanos::from_secs(4);
 /// On a path slower than that, a queue pair may be silent for this many round trips of a nearly empty rail.
 pub const STALL_ROUND_TRIPS: u64 = 16;
 
+/// And for this much longer per byte that its rail has in flight: 31 MB/s. It matters for slices of many megabytes only.
+pub const STALL_NANOS_PER_BYTE: u64 = 32;
+
+/// What is on its way when its batch is cancelled, or over its deadline, may take this long without a completion, before its
+/// queue pair is given up and all it holds is flushed. A packet that was lost costs an ACK timeout, up to 268 ms: that is no
+/// reason. A rail that moves is never given up.
+pub const CANCEL_GRACE: Nanos = Nanos::from_millis(300);
+
+/// On a slower path: this many round trips.
+pub const CANCEL_ROUND_TRIPS: u64 = 4;
+
 /// What one look of a core adds to a queue pair's silence at the most. A core that was stopped with its process or machine
 /// has not been listening, and the device may have been stopped with it.
 pub const STALL_STEP: Nanos = Nanos::from_millis(100);
@@ -103,6 +114,9 @@ const _: () = assert!(
     "the byte rule must not signal 4 KiB requests more often than the count"
 );
 const _: () = assert!(CAP_FLOOR <= CAP_CEILING);
+const _: () =
+    assert!(CANCEL_GRACE.0 > 4 * (4096 << ACK_TIMEOUT), "one lost packet is no reason to give up a queue pair");
+const _: () = assert!(CANCEL_GRACE.0 < STALL_AFTER.0 && CANCEL_ROUND_TRIPS <= STALL_ROUND_TRIPS);
 const _: () = assert!(
     STALL_AFTER.0 - STALL_STEP.0 > 4 * (4096 << ACK_TIMEOUT) * (RETRY_CNT as u64 + 1),
     "a device that gives up by itself does so before the stall watch"

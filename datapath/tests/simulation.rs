@@ -6,13 +6,14 @@ mod rig;
 
 use std::sync::Arc;
 
+use moonrail_datapath::error::{Cause, SliceError};
 use moonrail_datapath::limits::{STALL_AFTER, STALL_STEP};
 use moonrail_datapath::nic::Op;
 use moonrail_datapath::nic::sim::SimOptions;
 use moonrail_datapath::random::Random;
 use moonrail_datapath::region::Region;
 use moonrail_datapath::units::{Nanos, RailId};
-use moonrail_datapath::work::{TransferStatus, Work};
+use moonrail_datapath::work::{Quiescence, TransferStatus, Work};
 
 use rig::{Rig, pattern};
 
@@ -112,6 +113,8 @@ impl Trial {
         for expected in self.open.iter_mut().filter(|e| e.work.is_terminal() && !e.checked) {
             expected.checked = true;
             assert!(expected.work.completion().is_done(), "seed {}", self.seed);
+            let proven = expected.work.quiescence();
+            assert!(proven < Quiescence::Quarantined, "seed {}: terminal, but {proven:?}", self.seed);
             let mut sound = true;
             for transfer in expected.work.transfers() {
                 match transfer.status() {
@@ -132,6 +135,9 @@ impl Trial {
                 self.done += 1;
             } else {
                 self.failed += 1;
+            }
+            if proven == Quiescence::NeverPosted {
+                assert!(bytes.iter().all(|b| *b == 0xee), "seed {}: never posted, but bytes came", self.seed);
             }
             // Promise 2: from here on nothing of this Work may land. The canary is looked at when the range is used
             // again, and at the end.
@@ -154,6 +160,10 @@ impl Trial {
             }
             if step % 500 == 499 {
                 self.repair();
+            }
+            if self.choices.below(400) == 0 && !self.open.is_empty() {
+                let any = self.choices.below(self.open.len() as u64) as usize;
+                self.open[any].work.abandon(SliceError::of(Cause::Cancelled));
             }
             if self.choices.below(40) == 0 {
                 let range = self.choices.below(RANGES);

@@ -318,8 +318,9 @@ impl Batch {
         }
     }
 
-    /// Ends what is not on its way yet; what is, is drained. The batch is over soon after, as failed unless all was done.
-    /// Does not block. Whether the memory may be used again is asked of [`Batch::quiescence`].
+    /// Ends what is not on its way yet; what is, may arrive as long as its rail moves. Where nothing comes back for 300 ms (four
+    /// round trips of a slower path), its queue pairs are given up and drained. The batch is over soon after, as failed unless
+    /// all was done; a WRITE that was cut off waits for the peer's word first. Does not block. Whether the memory may be used again is asked of [`Batch::quiescence`].
     pub fn cancel(&self) {
         if let Kind::Flying(inner) = &self.kind {
             inner.cancel();

@@ -63,6 +63,8 @@ counters! {
         first_errors,
         /// First errors that no device reported: queue pairs that fell silent.
         stalls,
+        /// Queue pairs given up for a cancelled batch.
+        given_up,
         /// Completions that were only echoes of a first error.
         flushes,
         /// Requests a device refused to take (`bad_wr`).

@@ -60,6 +60,11 @@ impl InFlightRing {
         (!self.is_empty()).then(|| self.entries[self.head as usize & (self.entries.len() - 1)])
     }
 
+    /// All of them, in post order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &InFlight> {
+        (0..self.len()).map(|n| &self.entries[self.head.wrapping_add(n) as usize & (self.entries.len() - 1)])
+    }
+
     /// Sequence number the next posted request gets.
     pub(crate) fn next_sequence(&self) -> u32 {
         self.tail

@@ -3,16 +3,20 @@
 //! ```text
 //!   each look of the watch:   the head of its ring moved, or nothing is out ──▶ silent = 0
 //!                             the same request at the head                  ──▶ silent += time since the last look
-//!                                                     longer than allowed ──▶ first error of the rail's life: stalled
+//!                                     longer than a cancelled batch may wait ──▶ given up
+//!                                     longer than the device and path explain ──▶ stalled
 //! ```
 //! A device that hangs does that, and so does one that retries for ever (Soft-RoCE with a retry count of 7) into a network
 //! that swallows everything. What follows is the life of any first error: control moves the queue pairs to ERR, they
 //! drain, and other rails take what comes back. Completions cost nothing for it: the ring's head tells.
 
 use super::Core;
+use super::inflight::TRIAL;
 use super::table::QpState;
 use crate::error::FirstError;
-use crate::limits::{STALL_AFTER, STALL_ROUND_TRIPS, STALL_STEP};
+use crate::limits::{
+    CANCEL_GRACE, CANCEL_ROUND_TRIPS, STALL_AFTER, STALL_NANOS_PER_BYTE, STALL_ROUND_TRIPS, STALL_STEP,
+};
 use crate::nic::WcStatus;
 use crate::units::Nanos;
 
@@ -30,31 +34,54 @@ impl Core {
                 continue;
             }
             qp.silent = qp.silent.plus(step);
-            if qp.silent > STALL_AFTER && self.has_stalled(slot) {
-                self.stall(slot, now);
+            if qp.silent > CANCEL_GRACE
+                && let Some(verdict) = self.judge_silence(slot)
+            {
+                self.end_silence(slot, verdict, now);
             }
         }
     }
 
-    /// Whether this is longer than the path can explain.
-    fn has_stalled(&self, slot: usize) -> bool {
+    /// Whether a queue pair has been silent for too long, in the words of a status.
+    fn judge_silence(&self, slot: usize) -> Option<WcStatus> {
         let qp = &self.qps[slot];
         let rail = &self.rails[qp.rail as usize];
         // What is dialled judges for itself: shared memory copies when it is polled, or waits at most some milliseconds for
         // a region; TCP outlives a network that is away for longer than this, and has limits of its own.
         if rail.peer_nic.fabric().is_dialled() {
-            return false;
+            return None;
         }
-        let slow = rail.credit.round_trip().unwrap_or(0).saturating_mul(STALL_ROUND_TRIPS);
-        qp.silent > STALL_AFTER.max(Nanos(slow))
+        let round_trip = rail.credit.round_trip().unwrap_or(0);
+        let carrying = Nanos(rail.credit.in_flight().saturating_mul(STALL_NANOS_PER_BYTE));
+        let over = |least: Nanos, round_trips: u64| {
+            qp.silent > least.max(Nanos(round_trip.saturating_mul(round_trips))).plus(carrying)
+        };
+        if over(STALL_AFTER, STALL_ROUND_TRIPS) {
+            Some(WcStatus::STALLED)
+        } else if over(CANCEL_GRACE, CANCEL_ROUND_TRIPS) && self.holds_closed_work(slot) {
+            Some(WcStatus::GIVEN_UP)
+        } else {
+            None
+        }
     }
 
-    fn stall(&mut self, slot: usize, now: Nanos) {
+    /// Whether a Work waits for this queue pair only to be over.
+    fn holds_closed_work(&self, slot: usize) -> bool {
+        let mut seats = self.qps[slot].ring.iter().map(|entry| entry.seat).filter(|seat| *seat != TRIAL);
+        seats.any(|seat| self.works[seat as usize].work.as_ref().is_some_and(|work| work.is_closed()))
+    }
+
+    fn end_silence(&mut self, slot: usize, verdict: WcStatus, now: Nanos) {
         let Some(oldest) = self.qps[slot].ring.oldest() else { return };
         let behind = self.qps[slot].ring.len() - 1;
-        let error = FirstError { status: WcStatus::STALLED, behind, ..self.describe(slot, &oldest, now) };
-        self.qps[slot].stalled = true;
-        self.counters.stalls.add(1);
+        let error = FirstError { status: verdict, behind, ..self.describe(slot, &oldest, now) };
+        if verdict == WcStatus::STALLED {
+            // The oldest request answers for it. Where we only lost patience none does.
+            self.qps[slot].stalled = true;
+            self.counters.stalls.add(1);
+        } else {
+            self.counters.given_up.add(1);
+        }
         self.fail_rail(self.qps[slot].rail as usize, error, now);
     }
 }

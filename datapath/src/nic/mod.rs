@@ -305,7 +305,10 @@ impl WcStatus {
     pub const FATAL_ERR: Self = Self(19);
     pub const RESP_TIMEOUT_ERR: Self = Self(20);
     pub const GENERAL_ERR: Self = Self(21);
-    /// No device says this: the core does, of a queue pair that gives no completions (`core/stall.rs`).
+    /// No device says this: the core does, of a queue pair that is silent while a cancelled batch waits for it
+    /// (`core/stall.rs`).
+    pub const GIVEN_UP: Self = Self(254);
+    /// Nor this: the core says it of a queue pair that is silent for much too long.
     pub const STALLED: Self = Self(255);
 }
 
@@ -335,6 +338,9 @@ impl WcStatus {
             19 => "fatal error",
             20 => "response timeout error",
             21 => "general error",
+            254 => {
+                "given up: a batch that was cancelled, or is over its deadline, waits for completions that do not come"
+            }
             255 => "stalled: no completion for much longer than it takes, and the device reports nothing",
             _ => "a status this version does not know",
         }

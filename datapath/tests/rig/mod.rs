@@ -58,6 +58,7 @@ pub(crate) struct Rig {
     pub(crate) retries: u8,
     /// From now on, of the Works made from here on.
     pub(crate) deadline: Nanos,
+    pub(crate) rule: SliceRule,
     /// Whether drained lives are fenced by themselves, as control does when the peer answered.
     pub(crate) auto_fence: bool,
     /// How long after the drain.
@@ -140,6 +141,7 @@ impl Rig {
             wanted: 0,
             retries: 9,
             deadline: Nanos::from_secs(30),
+            rule: SliceRule::default(),
             auto_fence: true,
             fence_delay: Nanos::ZERO,
             fences: Vec::with_capacity(1 << 10),
@@ -239,7 +241,7 @@ impl Rig {
         let near: Vec<Extent> = local.chunks().iter().map(|c| Extent { addr: c.addr, len: c.len }).collect();
         for (index, &(from, to, len)) in parts.iter().enumerate() {
             let base = RemoteAddr(remote.buffers[0].extent.addr + to);
-            let rule = SliceRule::default();
+            let rule = self.rule;
             let local_addr = near[0].addr + from;
             tile(index as u32, local_addr, base, len, rule, |a| find_extent(&near, a), |a| remote.find(a), &mut slices)
                 .unwrap();
