@@ -9,7 +9,7 @@ use moonrail_control::wire::Frame;
 use moonrail_control::{RailOptions, RailState};
 use moonrail_datapath::core::CoreEvent;
 use moonrail_datapath::nic::AsyncEvent;
-use moonrail_datapath::units::{CoreId, Nanos, NicId, PortNum};
+use moonrail_datapath::units::{CoreId, Mtu, Nanos, NicId, PortNum};
 
 use net::{FINE, MS, Net, STORM, Weather};
 
@@ -322,6 +322,88 @@ fn a_core_without_room_makes_no_storm_of_handshakes() {
     net.full = None;
     net.open(a, b);
     net.check_whole(a, b, 4, Nanos::from_secs(10));
+}
+
+/// Most dials of `node` in any `window` from `since` on, to one host if `host` is given.
+fn most_dials(net: &Net, node: usize, host: Option<&str>, since: Nanos, window: Nanos) -> usize {
+    let counts = |(at, by, to): &&(Nanos, usize, String)| *at >= since && *by == node && host.is_none_or(|h| h == to);
+    let times: Vec<Nanos> = net.dials.iter().filter(counts).map(|(at, ..)| *at).collect();
+    let ends = |from: usize| times[from..].partition_point(|at| at.since(times[from]) < window);
+    (0..times.len()).map(ends).max().unwrap_or(0)
+}
+
+#[test]
+fn peers_that_restart_are_not_stormed_by_those_who_miss_them() {
+    const PEERS: usize = 6;
+    let mut net = Net::new(11, false);
+    let a = net.add(1, 4, RailOptions::default());
+    let peers: Vec<usize> = (0..PEERS).map(|at| net.add(10 + at as u8, 4, RailOptions::default())).collect();
+    let rails = 16;
+    for peer in &peers {
+        net.open(a, *peer);
+    }
+    for peer in &peers {
+        net.check_whole(a, *peer, rails, Nanos::from_secs(5));
+    }
+    // (past) every peer's process dies, and our links blink, so that all rails notice in the same moment.
+    let died = net.now;
+    peers.iter().for_each(|peer| net.kill(*peer));
+    for nic in net.nodes[a].sim.clone() {
+        net.world.set_link(nic, false);
+        net.world.set_link(nic, true);
+    }
+    net.run(Nanos::from_secs(8));
+    // One attempt at a time for each rail, waits of 10, 20, … 640 ms, then of 3/4 s at the least.
+    let second = Nanos::from_secs(1);
+    for at in 0..PEERS {
+        let host = format!("10.0.0.{}", 10 + at);
+        let (first, later) = (
+            most_dials(&net, a, Some(&host), died, second),
+            most_dials(&net, a, Some(&host), died.plus(Nanos::from_secs(3)), second),
+        );
+        assert!(first <= 8 * rails && later <= 2 * rails && later > 0, "{host}: {first}, then {later} in a second");
+    }
+    // Chance has taken them apart: what began in one moment does not go on in one.
+    let moment = most_dials(&net, a, None, died.plus(Nanos::from_secs(3)), Nanos::from_millis(10));
+    assert!(moment <= PEERS * rails / 4, "{moment} of {} rails dial within 10 ms", PEERS * rails);
+    // They come back: the same bound, and each rail needs its descriptor's, its hello's and its acknowledgement's dial.
+    let back = net.now;
+    let again: Vec<usize> = (0..PEERS).map(|at| net.add(10 + at as u8, 4, RailOptions::default())).collect();
+    for peer in &again {
+        net.check_whole(a, *peer, rails, Nanos::from_secs(10));
+    }
+    let most = most_dials(&net, a, Some("10.0.0.10"), back, second);
+    assert!(most <= 4 * rails, "{most} in a second to one that came back");
+    println!(
+        "{} rails: {moment} dials in 10 ms at the most, {most} in a second to a peer that came back",
+        PEERS * rails
+    );
+}
+
+#[test]
+fn what_a_peer_that_asks_is_told_is_never_old() {
+    let mut net = Net::new(12, false);
+    let a = net.add(1, 1, RailOptions::default());
+    net.run(Nanos::from_millis(20));
+    let told = |net: &mut Net| {
+        let frame = Frame::typed(moonrail_control::wire::MessageType::Metadata, b"{}".to_vec());
+        let (mut actions, now) = (Vec::new(), net.now);
+        net.nodes[a].brain.handle(Event::Request { conn: ConnId(7), frame }, now, &mut actions);
+        let Some(Action::Reply { frame, .. }) = actions.pop() else { panic!("no reply") };
+        moonrail_control::metadata::SegmentDescriptor::decode(&frame.body).unwrap()
+    };
+    let before = told(&mut net);
+    assert!(before.buffers.is_empty());
+    let buffer =
+        moonrail_control::metadata::BufferEntry { name: "cpu:0".into(), addr: 1, length: 1, ..Default::default() };
+    net.call(a, Call::Publish(vec![buffer.clone()]));
+    assert_eq!(told(&mut net).buffers, [buffer]);
+    let nic = net.nodes[a].sim[0];
+    net.world.set_mtu(nic, Mtu::B1024);
+    net.world.set_link(nic, false);
+    net.world.set_link(nic, true);
+    net.run(Nanos::from_millis(50));
+    assert_eq!(told(&mut net).extra.path_mtus.values().collect::<Vec<_>>(), [&Mtu::B1024]);
 }
 
 #[test]

@@ -6,11 +6,13 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use moonrail_control::metadata::BufferEntry;
 use moonrail_control::wire::frame::DEFAULT_MAX;
 use moonrail_control::{DialError, OpenError};
 use moonrail_datapath::nic::sim::{SimOptions, SimWorld};
+use moonrail_datapath::units::{Lkey, Rkey};
 
-use rig::{Node, Options, node, soon};
+use rig::{Node, Options, growth, node, soon, wait};
 
 /// The deadlines of the node under test.
 const DEADLINE: Duration = Duration::from_millis(400);
@@ -123,5 +125,68 @@ fn a_server_that_does_not_reply_or_replies_nonsense_is_told_in_time() {
         assert!(matches!(error, DialError::Garbage { .. } | DialError::Io { .. }), "{error}");
         assert!(after < DEADLINE, "{first:?} {after:?}");
     }
+    node.stop();
+}
+
+#[test]
+fn clients_that_do_not_take_their_reply_do_not_keep_their_places() {
+    let mut options = Options::new("P2PHANDSHAKE");
+    options.handshake.max_clients = 8;
+    let node = node(&SimWorld::real_time(1, SimOptions::default()), 1, options).unwrap();
+    // A descriptor larger than what both kernels' buffers take.
+    let buffer = |at: u64| BufferEntry {
+        name: "cpu:0".into(),
+        addr: (1 << 40) + (at << 20),
+        length: 1 << 20,
+        lkeys: vec![Lkey(u32::MAX); 2],
+        rkeys: vec![Rkey(u32::MAX); 2],
+    };
+    node.control.publish((0..60_000).map(buffer).collect(), soon()).unwrap();
+    let ask = |kind: u8| {
+        let mut stream = TcpStream::connect(node.control.name()).unwrap();
+        stream.set_read_timeout(Some(SLACK)).unwrap();
+        stream.write_all(&[3, 0, 0, 0, 0, 0, 0, 0, kind, b'{', b'}']).unwrap();
+        stream
+    };
+    let greedy: Vec<TcpStream> = (0..32).map(|_| ask(1)).collect();
+    let began = Instant::now();
+    let mut reply = Vec::new();
+    ask(3).read_to_end(&mut reply).unwrap();
+    assert!(reply.ends_with(b"{\"status\":\"success\"}\n"), "{reply:?}");
+    assert!(began.elapsed() < SLACK, "{:?}", began.elapsed());
+    drop(greedy);
+    node.stop();
+}
+
+#[test]
+fn large_frames_half_sent_hold_a_bounded_amount_of_memory() {
+    const CLIENTS: usize = 200;
+    let mut options = Options::new("P2PHANDSHAKE");
+    options.handshake.client_timeout = Duration::from_secs(60);
+    let node = node(&SimWorld::real_time(1, SimOptions::default()), 1, options).unwrap();
+    let mut part = (DEFAULT_MAX as u64).to_le_bytes().to_vec();
+    part.push(3);
+    part.resize(DEFAULT_MAX, b' ');
+    let (closed, grown) = growth(|| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                let mut stream = TcpStream::connect(node.control.name()).unwrap();
+                let _ = stream.write_all(&part);
+                stream
+            })
+            .collect();
+        assert!(node.control.probe(node.control.name(), soon()).is_ok(), "others are served meanwhile");
+        let is_closed = |mut stream: &TcpStream| {
+            stream.set_nonblocking(true).unwrap();
+            !matches!(stream.read(&mut [0; 1]), Err(e) if e.kind() == ErrorKind::WouldBlock)
+        };
+        let closed = || clients.iter().filter(|stream| is_closed(stream)).count();
+        assert!(wait(|| closed() >= CLIENTS / 4), "{} closed", closed());
+        closed()
+    });
+    println!("{closed} of {CLIENTS} closed, memory +{} KiB", grown >> 10);
+    // 128 MiB are kept for all. What else grows is the allocator's, and the neighbours'.
+    assert!(closed < CLIENTS);
+    assert!(grown < CLIENTS * DEFAULT_MAX * 4 / 5, "{grown}");
     node.stop();
 }

@@ -187,6 +187,7 @@ impl Brain {
         state.facts = facts;
         state.up = is_usable(&state.facts);
         let (is_up, name) = (state.up, state.name.clone());
+        self.own_text_changed();
         if changed || was_up != is_up {
             self.announce_nic(nic);
         } else if !is_up {

@@ -16,6 +16,7 @@ use crate::error::{ControlError, PublishError};
 use crate::metadata::rpc_meta::timestamp;
 use crate::metadata::{
     BufferEntry, DeviceEntry, NicPreference, PriorityMatrix, Protocol, RpcMeta, SegmentDescriptor, StoreError,
+    peer as p2p,
 };
 use crate::wire::{Frame, MessageType, NodeExtra, TcpPlace, Token};
 
@@ -63,6 +64,8 @@ pub(super) struct Own {
     putting: bool,
     /// The last text that we put.
     text: Vec<u8>,
+    /// What peers that ask us are told: made once for all of them, empty when something in it changed.
+    told: Vec<u8>,
     retry_at: Option<Nanos>,
     /// A failure was logged and not yet mended.
     troubled: bool,
@@ -84,6 +87,20 @@ impl Own {
 }
 
 impl Brain {
+    /// What this node offers now, as a peer that asks for it is told. A request of twelve bytes must not cost us the
+    /// writing of a descriptor of megabytes.
+    pub(super) fn own_text(&mut self) -> Vec<u8> {
+        if self.own.told.is_empty() {
+            self.own.told = p2p::reply(Some(&self.own_descriptor()));
+        }
+        self.own.told.clone()
+    }
+
+    /// Our buffers or NICs are not what they were.
+    pub(super) fn own_text_changed(&mut self) {
+        self.own.told = Vec::new();
+    }
+
     /// What this node offers now.
     pub(super) fn own_descriptor(&self) -> SegmentDescriptor {
         let rdma = || self.nics.iter().filter(|nic| nic.fabric == Fabric::Rdma);
@@ -218,6 +235,7 @@ impl Brain {
             return self.answer(id, Answer::Published(Err(error.into())));
         }
         self.buffers = candidate.buffers;
+        self.own_text_changed();
         self.own.version += 1;
         self.wait(id, until, Kind::Publish(self.own.version));
         self.put_segment();

@@ -5,7 +5,6 @@ use super::event::{Action, ConnId};
 use super::rail::Inbound;
 use super::{Brain, NOTIFICATION_BYTES, NOTIFICATIONS};
 use crate::handle::Notification;
-use crate::metadata::peer as p2p;
 use crate::wire::notify::{NULL_REPLY, PROBE_REPLY};
 use crate::wire::{Frame, Hello, MessageType, NicPath, NicPathError, Notify, NotifyReply, rejection};
 
@@ -19,13 +18,18 @@ impl Brain {
         match frame.kind {
             MessageType::Connection => match Hello::parse(&frame.body) {
                 Ok(hello) if self.stopping && !is_fence_question(&hello) => self.out.push(Action::Close { conn }),
-                Ok(hello) => self.hello(Inbound { conn, frame, hello, looked_up: false }),
+                Ok(mut hello) => {
+                    // It may wait for a job or a look-up: what of it is never read again is not kept meanwhile.
+                    let frame = frame.reply(Vec::new());
+                    (hello.payload, hello.reply_msg) = (String::new(), String::new());
+                    self.hello(Inbound { conn, frame, hello, looked_up: false });
+                }
                 Err(_) => self.out.push(Action::Close { conn }),
             },
             MessageType::Metadata => {
                 // With a store, peers look there; the stock engine says `null` too.
                 let body = match self.config.store {
-                    None => p2p::reply(Some(&self.own_descriptor())),
+                    None => self.own_text(),
                     Some(_) => NULL_REPLY.to_vec(),
                 };
                 self.out.push(Action::Reply { conn, frame: frame.reply(body) });

@@ -1,5 +1,14 @@
 //! The handshake server: connections of peers and of whoever else connects. Each has one deadline for everything and a
-//! limit on its bytes; none can hold up another, and the oldest that has sent no whole request makes room for a new one.
+//! limit on its bytes; none can hold up another.
+//!
+//! Two things are scarce, and who misuses one makes room for the others:
+//!
+//! ```text
+//! places  `most` clients           the oldest that keeps us waiting goes: for its request, else for its reading the reply
+//! memory  `held_max` bytes in all  the one that holds most goes: with a frame half sent, or a reply it does not read
+//! ```
+//!
+//! Only a request that the brain has is never given up for another: it answers each, within its own deadlines.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Read, Write};
@@ -12,8 +21,13 @@ use moonrail_datapath::units::Nanos;
 use crate::brain::{ConnId, Event};
 use crate::wire::{Frame, FrameDecoder, MessageType};
 
-/// Bytes read from one connection in one turn.
-pub(super) const READ_PER_TURN: usize = 256 << 10;
+/// Bytes read from one connection in one turn: more than a usual request has, and so little that clients with large ones
+/// take turns with everybody else.
+pub(super) const READ_PER_TURN: usize = 32 << 10;
+/// Bytes of half-sent requests and unread replies kept for all clients together.
+const HELD_MAX: usize = 128 << 20;
+/// That is this many times the longest frame if those are allowed to be so long.
+const HELD_FRAMES: usize = 4;
 /// Connections accepted in one turn.
 const ACCEPTS_PER_TURN: usize = 256;
 /// Wait before the listener is looked at again when there is no room.
@@ -36,6 +50,18 @@ struct Client {
     stream: TcpStream,
     stage: Stage,
     deadline: Nanos,
+    /// Bytes counted in [`Inbound::held`].
+    held: usize,
+}
+
+impl Client {
+    fn holds(&self) -> usize {
+        match &self.stage {
+            Stage::Reading(decoder) => decoder.held(),
+            Stage::Writing(bytes, _) => bytes.capacity(),
+            Stage::Asked | Stage::Closing => 0,
+        }
+    }
 }
 
 pub(super) struct Inbound {
@@ -43,6 +69,9 @@ pub(super) struct Inbound {
     listening: Token,
     clients: BTreeMap<u64, Client>,
     deadlines: BTreeSet<(Nanos, u64)>,
+    /// Bytes that clients hold, all together, and may.
+    held: usize,
+    held_max: usize,
     next: u64,
     timeout: Nanos,
     most: usize,
@@ -70,6 +99,8 @@ impl Inbound {
             listening,
             clients: BTreeMap::new(),
             deadlines: BTreeSet::new(),
+            held: 0,
+            held_max: HELD_MAX.max(max_length.saturating_mul(HELD_FRAMES)),
             next: first,
             timeout,
             most: most.max(1),
@@ -116,8 +147,8 @@ impl Inbound {
             }
             let deadline = now.plus(self.timeout);
             self.deadlines.insert((deadline, id));
-            self.clients
-                .insert(id, Client { stream, stage: Stage::Reading(FrameDecoder::new(self.max_length)), deadline });
+            let stage = Stage::Reading(FrameDecoder::new(self.max_length));
+            self.clients.insert(id, Client { stream, stage, deadline, held: 0 });
         }
     }
 
@@ -127,12 +158,25 @@ impl Inbound {
         self.accept_at = Some(now.plus(PAUSE));
     }
 
-    /// Ends the oldest connection that has not sent a whole request.
+    /// Ends the oldest connection that has not sent a whole request, or else the oldest that does not take its reply.
     fn make_room(&mut self, registry: &Registry) -> bool {
-        let oldest = self.clients.iter().find(|(_, c)| matches!(c.stage, Stage::Reading(_) | Stage::Closing));
-        let Some(id) = oldest.map(|(id, _)| *id) else { return false };
+        let oldest = |waits: fn(&Stage) -> bool| self.clients.iter().find(|(_, c)| waits(&c.stage)).map(|(id, _)| *id);
+        let idle = oldest(|stage| matches!(stage, Stage::Reading(_) | Stage::Closing));
+        let Some(id) = idle.or_else(|| oldest(|stage| matches!(stage, Stage::Writing(..)))) else { return false };
         self.close(registry, id);
         true
+    }
+
+    /// Counts what a client holds now; those that hold most go while all together hold too much.
+    fn weigh(&mut self, registry: &Registry, id: u64) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        let holds = client.holds();
+        self.held = self.held - client.held + holds;
+        client.held = holds;
+        while self.held > self.held_max {
+            let Some((largest, _)) = self.clients.iter().max_by_key(|(_, client)| client.held) else { return };
+            self.close(registry, *largest);
+        }
     }
 
     /// Reads from a connection, as far as this turn goes. Gives its request when it is whole.
@@ -179,6 +223,7 @@ impl Inbound {
         if ended && !waits {
             self.close(registry, id);
         }
+        self.weigh(registry, id);
         request.map(|frame| Event::Request { conn: ConnId(id), frame })
     }
 
@@ -187,6 +232,7 @@ impl Inbound {
         if let Some(client) = self.clients.get_mut(&conn.0) {
             client.stage = Stage::Writing(frame.encode(), 0);
             self.write(registry, conn.0, now);
+            self.weigh(registry, conn.0);
         }
     }
 
@@ -212,10 +258,12 @@ impl Inbound {
         client.deadline = deadline;
         self.deadlines.insert((deadline, id));
         self.unread.insert(id);
+        self.weigh(registry, id);
     }
 
     pub(super) fn close(&mut self, registry: &Registry, id: u64) {
         if let Some(mut client) = self.clients.remove(&id) {
+            self.held -= client.held;
             self.deadlines.remove(&(client.deadline, id));
             self.unread.remove(&id);
             let _ = registry.deregister(&mut client.stream);

@@ -184,6 +184,11 @@ impl FrameDecoder {
         }
     }
 
+    /// Bytes of memory that wait for the rest of the frame.
+    pub fn held(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// To be called when the stream ends.
     ///
     /// # Errors
@@ -282,7 +287,7 @@ mod tests {
     fn a_claimed_length_reserves_next_to_nothing() {
         let mut decoder = FrameDecoder::new(CEILING);
         decoder.push(&[0, 0, 0, 8, 0, 0, 0, 0, 0]).unwrap();
-        assert!(decoder.bytes.capacity() <= FIRST_RESERVE);
+        assert!(decoder.held() <= FIRST_RESERVE);
     }
 
     proptest! {
@@ -321,7 +326,7 @@ mod tests {
                     Ok(None) => {}
                     Err(_) => break,
                 }
-                prop_assert!(decoder.bytes.capacity() <= FIRST_RESERVE.max(2 * bytes.len()));
+                prop_assert!(decoder.held() <= FIRST_RESERVE.max(2 * bytes.len()));
             }
             if let Some(frame) = got {
                 prop_assert!(frame.encode().len() <= bytes.len());

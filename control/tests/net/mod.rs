@@ -76,6 +76,8 @@ pub(crate) struct Net {
     pub(crate) store: BTreeMap<String, Vec<u8>>,
     pub(crate) with_store: bool,
     pub(crate) requests: u64,
+    /// When each attempt to reach a control port began, by whom and to which host.
+    pub(crate) dials: Vec<(Nanos, usize, String)>,
     /// Members taken out of every message, so that each side takes the other for an engine that does not know them.
     pub(crate) without: &'static [&'static str],
     /// The node whose device takes its time to move queue pairs to ERR and to destroy them, and what it has not done yet.
@@ -103,6 +105,7 @@ impl Net {
             store: BTreeMap::new(),
             with_store,
             requests: 0,
+            dials: Vec::new(),
             without: &[],
             slow: None,
             waiting: Vec::new(),
@@ -332,6 +335,7 @@ impl Net {
 
     pub(crate) fn dial(&mut self, node: usize, token: Token, (host, port): (&str, u16), frame: Frame, deadline: Nanos) {
         let frame = self.plain(frame);
+        self.dials.push((self.now, node, host.to_owned()));
         let Some(to) = self.node_at(host, port) else {
             let address = format!("{host}:{port}");
             return self.later(

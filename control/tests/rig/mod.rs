@@ -189,3 +189,19 @@ pub(crate) fn wait(mut condition: impl FnMut() -> bool) -> bool {
     }
     true
 }
+
+/// A line of /proc/self/status, in bytes.
+fn memory(line: &str) -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let value = status.lines().find_map(|l| l.strip_prefix(line)).unwrap();
+    value.trim_matches([':', ' ', '\t', 'k', 'B']).parse::<usize>().unwrap() << 10
+}
+
+/// Runs `what`; by how much resident memory rose above its beginning, at the most.
+pub(crate) fn growth<T>(what: impl FnOnce() -> T) -> (T, usize) {
+    // Resets the high-water mark (proc(5)).
+    std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    let before = memory("VmRSS");
+    let result = what();
+    (result, memory("VmHWM").saturating_sub(before))
+}
