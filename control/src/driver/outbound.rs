@@ -1,5 +1,6 @@
 //! Our own connections to peers' control ports: connect, one frame there, one frame back, close. No proxy, no pool; each
-//! address of a name is tried in turn, and the whole has one deadline.
+//! address of a name is tried in turn, and the whole has one deadline. When thousands of rails have to be connected in one
+//! moment (our own link came back), a bounded number of connections is open at once and the others wait their turn.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
@@ -14,6 +15,10 @@ use crate::brain::{Event, Token};
 use crate::error::DialError;
 use crate::wire::{Frame, FrameDecoder};
 
+/// Connections open at once: a share of the descriptors a process usually has, and less than the backlog of the one peer
+/// all may go to.
+const MOST_AT_ONCE: usize = 512;
+
 struct Dial {
     token: Token,
     host: String,
@@ -23,6 +28,8 @@ struct Dial {
     address: Option<SocketAddr>,
     stream: Option<TcpStream>,
     connected: bool,
+    /// It counts among the connections that are open.
+    begun: bool,
     frame: Frame,
     bytes: Vec<u8>,
     sent: usize,
@@ -36,6 +43,11 @@ struct Dial {
 pub(super) struct Outbound {
     dials: BTreeMap<u64, Dial>,
     deadlines: BTreeSet<(Nanos, u64)>,
+    /// Those that wait for their turn, in order; one whose time is over meanwhile is no dial any more.
+    waiting: VecDeque<u64>,
+    /// Dials that have begun.
+    begun: usize,
+    most: usize,
     next: u64,
     connect_timeout: Nanos,
     max_length: usize,
@@ -56,6 +68,9 @@ impl Outbound {
         Self {
             dials: BTreeMap::new(),
             deadlines: BTreeSet::new(),
+            waiting: VecDeque::new(),
+            begun: 0,
+            most: MOST_AT_ONCE,
             next: first,
             connect_timeout,
             max_length,
@@ -90,6 +105,7 @@ impl Outbound {
             address: None,
             stream: None,
             connected: false,
+            begun: false,
             frame,
             bytes,
             sent: 0,
@@ -102,7 +118,18 @@ impl Outbound {
         if literal.is_none() {
             return Ok(Some(Lookup { id, host, port }));
         }
-        self.connect(registry, id, now, None).map_or(Ok(None), Err)
+        self.begin(registry, id, now).map_or(Ok(None), Err)
+    }
+
+    /// Where to is known: connects, or waits until another is done.
+    fn begin(&mut self, registry: &Registry, id: u64, now: Nanos) -> Option<Event> {
+        if self.begun >= self.most {
+            self.waiting.push_back(id);
+            return None;
+        }
+        self.dials.get_mut(&id)?.begun = true;
+        self.begun += 1;
+        self.connect(registry, id, now, None)
     }
 
     /// The name's addresses are known, or there are none.
@@ -122,7 +149,7 @@ impl Outbound {
                 if dial.left.is_empty() {
                     format!("no {} address", if ipv6 { "IPv6" } else { "IPv4" })
                 } else {
-                    return self.connect(registry, id, now, None);
+                    return self.begin(registry, id, now);
                 }
             }
             Err(error) => error.to_string(),
@@ -249,6 +276,7 @@ impl Outbound {
         let token = match self.dials.remove(&id) {
             Some(mut dial) => {
                 self.deadlines.remove(&(dial.deadline, id));
+                self.begun -= usize::from(dial.begun);
                 if let Some(stream) = &mut dial.stream {
                     let _ = registry.deregister(stream);
                 }
@@ -260,7 +288,7 @@ impl Outbound {
         Event::Dialed { token, result }
     }
 
-    /// Ends what took too long: an address that does not answer, or the whole.
+    /// Ends what took too long: an address that does not answer, or the whole. Then begins what waited for that.
     pub(super) fn expire(&mut self, registry: &Registry, now: Nanos, out: &mut Vec<Event>) {
         while let Some((at, id)) = self.deadlines.first().copied() {
             if at > now {
@@ -275,6 +303,13 @@ impl Outbound {
             let error = match (connected, dial.address) {
                 (true, _) => DialError::ReplyTimeout { address },
                 (false, Some(_)) => DialError::ConnectTimeout { address, port },
+                (false, None) if !dial.left.is_empty() => {
+                    let why = format!(
+                        "{} connections to other peers were not over in time: see which peers do not answer, and try again",
+                        self.most
+                    );
+                    DialError::Io { address, why }
+                }
                 (false, None) => DialError::Resolve {
                     host: dial.host.clone(),
                     port,
@@ -286,6 +321,10 @@ impl Outbound {
             } else {
                 out.extend(self.connect(registry, id, now, Some(error)));
             }
+        }
+        while self.begun < self.most {
+            let Some(id) = self.waiting.pop_front() else { break };
+            out.extend(self.begin(registry, id, now));
         }
     }
 
@@ -305,5 +344,57 @@ fn in_words(address: SocketAddr, error: &io::Error) -> DialError {
         ErrorKind::ConnectionRefused => DialError::Refused { address: address.to_string() },
         ErrorKind::TimedOut => DialError::ConnectTimeout { address: address.to_string(), port: address.port() },
         _ => DialError::Io { address: address.to_string(), why: error.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::MessageType;
+
+    #[test]
+    fn of_many_dials_a_few_are_open_and_the_others_wait_their_turn() {
+        let poll = mio::Poll::new().unwrap();
+        // Nobody accepts: the kernel connects them, and no reply comes.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut outbound = Outbound::new(1, Nanos::from_secs(1), 1024, false);
+        outbound.most = 3;
+        let (now, end) = (Nanos::from_secs(1), Nanos::from_secs(10));
+        let frame = || Frame::typed(MessageType::Probe, b"{}".to_vec());
+        let dial = |outbound: &mut Outbound, token, end| {
+            assert!(matches!(
+                outbound.dial(poll.registry(), Token(token), ("127.0.0.1".into(), port), frame(), now, end),
+                Ok(None)
+            ));
+        };
+        (0..8).for_each(|token| dial(&mut outbound, token, end));
+        // One that is out of time before its turn.
+        dial(&mut outbound, 8, Nanos::from_secs(2));
+        let open = |outbound: &Outbound| outbound.dials.values().filter(|dial| dial.stream.is_some()).count();
+        assert_eq!((open(&outbound), outbound.waiting.len()), (3, 6));
+        // Two are over: two others begin, in order.
+        for id in [1, 3] {
+            outbound.finish(poll.registry(), id, Err(DialError::Refused { address: String::new() }));
+        }
+        let mut events = Vec::new();
+        outbound.expire(poll.registry(), now, &mut events);
+        assert_eq!((open(&outbound), outbound.waiting.len(), events.len()), (3, 4, 0));
+        assert!(outbound.dials[&7].begun && outbound.dials[&9].begun && !outbound.dials[&11].begun);
+        outbound.dials.values_mut().for_each(|dial| dial.connected = dial.begun);
+        // The impatient one is told what it waited for; at the end everybody is, and nothing is left.
+        outbound.expire(poll.registry(), Nanos::from_secs(2), &mut events);
+        let Some(Event::Dialed { token, result: Err(error) }) =
+            events.iter().find(|event| matches!(event, Event::Dialed { result: Err(DialError::Io { .. }), .. }))
+        else {
+            panic!("nothing")
+        };
+        assert_eq!(*token, Token(8));
+        assert!(error.to_string().contains("3 connections to other peers"), "{error}");
+        for _ in 0..4 {
+            outbound.dials.values_mut().for_each(|dial| dial.connected = dial.begun);
+            outbound.expire(poll.registry(), end, &mut events);
+        }
+        assert_eq!((events.len(), outbound.dials.len(), outbound.begun, open(&outbound)), (7, 0, 0, 0));
     }
 }
