@@ -73,6 +73,8 @@ impl HostPort {
             return Err(NameError::At { given: given.to_owned() });
         }
         let (host, port) = split(text);
+        // Space inside the brackets, or before the port: a name that we publish has to be read as the same again.
+        let host = host.trim();
         if host.is_empty() {
             return Err(NameError::NoHost { given: given.to_owned() });
         }
@@ -363,8 +365,13 @@ mod tests {
             ("fe80::1%eth0:9", "fe80::1%eth0", 9),
             ("fe80::1%eth0", "fe80::1%eth0", DEFAULT_PORT),
             ("[fe80::1%eth0]:9", "fe80::1%eth0", 9),
+            ("[ ::1 ]:9", "::1", 9),
+            ("[\r name", "name", DEFAULT_PORT),
+            ("name :9", "name", 9),
         ] {
-            assert_eq!(HostPort::parse(text), Ok(HostPort { host: host.into(), port }), "{text}");
+            let address = HostPort { host: host.into(), port };
+            assert_eq!(HostPort::parse(text), Ok(address.clone()), "{text}");
+            assert_eq!(HostPort::parse(&address.to_string()), Ok(address), "{text}");
         }
         assert!(matches!(HostPort::parse(":1"), Err(NameError::NoHost { .. })));
         assert!(matches!(HostPort::parse("a@b"), Err(NameError::At { .. })));
