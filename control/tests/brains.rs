@@ -347,7 +347,9 @@ fn peers_that_restart_are_not_stormed_by_those_who_miss_them() {
     }
     // (past) every peer's process dies, and our links blink, so that all rails notice in the same moment.
     let died = net.now;
-    peers.iter().for_each(|peer| net.kill(*peer));
+    for peer in &peers {
+        net.kill(*peer);
+    }
     for nic in net.nodes[a].sim.clone() {
         net.world.set_link(nic, false);
         net.world.set_link(nic, true);

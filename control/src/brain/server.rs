@@ -9,7 +9,7 @@ use crate::wire::notify::{NULL_REPLY, PROBE_REPLY};
 use crate::wire::{Frame, Hello, MessageType, NicPath, NicPathError, Notify, NotifyReply, rejection};
 
 impl Brain {
-    pub(super) fn request(&mut self, conn: ConnId, frame: Frame) {
+    pub(super) fn request(&mut self, conn: ConnId, mut frame: Frame) {
         // Peers that ask for proof are answered to the last: nobody else can give it.
         if self.stopping && frame.kind != MessageType::Connection {
             self.out.push(Action::Close { conn });
@@ -20,7 +20,7 @@ impl Brain {
                 Ok(hello) if self.stopping && !is_fence_question(&hello) => self.out.push(Action::Close { conn }),
                 Ok(mut hello) => {
                     // It may wait for a job or a look-up: what of it is never read again is not kept meanwhile.
-                    let frame = frame.reply(Vec::new());
+                    frame.body = Vec::new();
                     (hello.payload, hello.reply_msg) = (String::new(), String::new());
                     self.hello(Inbound { conn, frame, hello, looked_up: false });
                 }

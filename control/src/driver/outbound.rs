@@ -368,7 +368,9 @@ mod tests {
                 Ok(None)
             ));
         };
-        (0..8).for_each(|token| dial(&mut outbound, token, end));
+        for token in 0..8 {
+            dial(&mut outbound, token, end);
+        }
         // One that is out of time before its turn.
         dial(&mut outbound, 8, Nanos::from_secs(2));
         let open = |outbound: &Outbound| outbound.dials.values().filter(|dial| dial.stream.is_some()).count();
