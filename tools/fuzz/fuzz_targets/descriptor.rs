@@ -1,0 +1,7 @@
+//! Segment descriptors, from peers and stores.
+#![no_main]
+
+#[path = "../../../control/tests/laws/mod.rs"]
+mod laws;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| laws::descriptor(data));

@@ -1,0 +1,7 @@
+//! Frames, cut in any way.
+#![no_main]
+
+#[path = "../../../control/tests/laws/mod.rs"]
+mod laws;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| laws::frame(data));

@@ -1,0 +1,7 @@
+//! Notifications and the replies to them.
+#![no_main]
+
+#[path = "../../../control/tests/laws/mod.rs"]
+mod laws;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| laws::notify(data));

@@ -1,0 +1,7 @@
+//! Addresses in a store.
+#![no_main]
+
+#[path = "../../../control/tests/laws/mod.rs"]
+mod laws;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| laws::rpc_meta(data));
