@@ -21,7 +21,9 @@ use crate::segment::Segment;
 /// How long a waiter looks before it sleeps: longer than it takes to wake a sleeping core (55 us) and to do a small batch.
 /// With less, both sleep in turns: the waiter is woken after the core has fallen asleep, and each batch pays both wake-ups
 /// (benches/results: 81 us instead of 14 for 128 x 4 KiB).
-const SPIN: Duration = Duration::from_micros(120);
+const SPIN: Duration = Duration::from_micros(300);
+/// For so long it keeps its processor; after that it looks between other threads.
+const HARD: Duration = Duration::from_micros(30);
 /// How long after the batch's own deadline an `.await` goes on: the cores look once a millisecond, and drain.
 const GRACE: Duration = Duration::from_secs(1);
 /// How long after its deadline our own end of a batch may take: its queue pairs fall silent, or fail, and are drained or
@@ -251,7 +253,10 @@ impl Batch {
             if inner.assist() {
                 continue;
             }
-            if waited < SPIN {
+            if waited >= HARD && waited < SPIN {
+                // A core may want this very processor.
+                std::thread::yield_now();
+            } else if waited < SPIN {
                 for _ in 0..32 {
                     std::hint::spin_loop();
                 }
