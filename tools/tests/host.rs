@@ -1,28 +1,12 @@
 //! Two processes of this host, as an operator starts them: every fabric that needs no NIC, and every byte checked.
 
-#[path = "lab_support/process.rs"]
-#[allow(dead_code)] // the lab uses more of it
-mod process;
+mod host_support;
 
 use std::time::{Duration, Instant};
 
-use process::{Ended, Process};
+use host_support::process::{Ended, Process};
+use host_support::{RUN, START, wait_for};
 use serde_json::Value;
-
-const START: Duration = Duration::from_secs(20);
-const RUN: Duration = Duration::from_secs(60);
-
-/// For `process`: waits until `look` finds something.
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + START;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < until, "{what}: not within {START:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
 
 /// `moonrail serve` without a flag that it does not need; returns the name it can be opened by.
 fn serve(flags: &str) -> (Process, String) {

@@ -3,30 +3,17 @@
 //!
 //! `KILLS=n` sets how often; the usual number keeps the whole of it within a minute.
 
-#[path = "lab_support/process.rs"]
-#[allow(dead_code)] // the lab uses more of it
-mod process;
+mod host_support;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use host_support::process::Process;
+use host_support::{START, wait_for};
 use moonrail::{Engine, Fabric, Transfer, WaitError};
-use process::Process;
 
-const START: Duration = Duration::from_secs(20);
 /// For a batch to end after its peer was killed. Recorded, not promised: the promise is asserted in virtual time.
 const BOUND: Duration = Duration::from_secs(10);
-
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + START;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < until, "{what}: not within {START:?}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
 
 fn kills(usual: u32) -> u32 {
     std::env::var("KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(usual)

@@ -3,30 +3,15 @@
 //!
 //! Namespaces need root (or unprivileged user namespaces); without either the test fails and says so.
 
-#[path = "lab_support/process.rs"]
-#[allow(dead_code)] // the lab uses more of it
-mod process;
+mod host_support;
 
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use process::{Process, moonrail};
-
-const START: Duration = Duration::from_secs(20);
-const RUN: Duration = Duration::from_secs(60);
-
-fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + START;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < until, "{what}: not within {START:?}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
+use host_support::process::{Process, moonrail};
+use host_support::{RUN, START};
 
 fn shell(script: &str) -> Process {
     let mut command = Command::new("bash");
