@@ -7,6 +7,7 @@
 //! The stock engine writes its keys without a lease, and a killed node's keys stay for ever. Ours vanish
 //! [`lease_ttl`](super::store::StoreOptions::lease_ttl) after the node last renewed them; readers see no difference.
 
+use std::collections::HashMap;
 use std::error::Error as _;
 use std::future::Future;
 use std::io;
@@ -14,11 +15,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, Error, GetOptions, Identity, PutOptions, TlsOptions};
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, Identity, KeyValue, PutOptions,
+    TlsOptions, Txn, TxnOp,
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
+use super::catalogue::Held;
 use super::descriptor::MAX_BYTES;
 use super::store::{Change, Fault, Lease, StoreError, StoreOptions, TlsFiles};
 
@@ -160,7 +165,64 @@ impl EtcdStore {
             .await?;
         // The layout has text for keys; what is not text is not ours.
         let text = |(key, value): (Vec<u8>, Vec<u8>)| Some((String::from_utf8(key).ok()?, value));
-        Ok(answer.take_kvs().into_iter().map(etcd_client::KeyValue::into_key_value).filter_map(text).collect())
+        Ok(answer.take_kvs().into_iter().map(KeyValue::into_key_value).filter_map(text).collect())
+    }
+
+    /// Every key that begins with `prefix`, with what is left of its lease.
+    pub(crate) async fn held(&self, prefix: &str) -> Result<Vec<Held>, StoreError> {
+        self.look(prefix, Some(GetOptions::new().with_prefix())).await
+    }
+
+    /// One key, with what is left of its lease.
+    pub(crate) async fn held_key(&self, key: &str) -> Result<Option<Held>, StoreError> {
+        Ok(self.look(key, None).await?.pop())
+    }
+
+    async fn look(&self, key: &str, options: Option<GetOptions>) -> Result<Vec<Held>, StoreError> {
+        let mut answer = self
+            .call("look at keys", |client| {
+                let options = options.clone();
+                async move { client.kv_client().max_decoding_message_size(8 * MAX_BYTES).get(key, options).await }
+            })
+            .await?;
+        let mut found = Vec::new();
+        // A node has one lease for all of its keys.
+        let mut lives = HashMap::new();
+        for kv in answer.take_kvs() {
+            let lease = match kv.lease() {
+                0 => None,
+                id => Some(match lives.get(&id) {
+                    Some(left) => *left,
+                    None => *lives.entry(id).or_insert(self.lease_left(id).await?),
+                }),
+            };
+            let revision = kv.mod_revision();
+            let (key, value) = kv.into_key_value();
+            // The layout has text for keys; what is not text is not ours.
+            if let Ok(key) = String::from_utf8(key) {
+                found.push(Held { key, value, lease, revision });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Until the end of a lease; zero when it is over (the server says -1).
+    async fn lease_left(&self, id: i64) -> Result<Duration, StoreError> {
+        let left = |mut client: Client| async move { client.lease_time_to_live(id, None).await };
+        let left = self.call("ask for a lease", left).await?.ttl();
+        Ok(Duration::from_secs(u64::try_from(left).unwrap_or(0)))
+    }
+
+    /// Deletes a key unless it was written since it was `seen`.
+    pub(crate) async fn delete_unchanged(&self, seen: &Held) -> Result<bool, StoreError> {
+        let key = seen.key.as_str();
+        let answer = self
+            .call("delete a key", |mut client| async move {
+                let unchanged = Compare::mod_revision(key, CompareOp::Equal, seen.revision);
+                client.txn(Txn::new().when([unchanged]).and_then([TxnOp::delete(key, None)])).await
+            })
+            .await?;
+        Ok(answer.succeeded())
     }
 
     pub(crate) async fn put(&self, key: &str, value: &[u8]) -> Result<(), StoreError> {

@@ -2,7 +2,9 @@
 //!
 //! Pure parts ([`keys`], [`descriptor`], [`matrix`], [`uri`], [`peer`]) say what is written under which key; the store
 //! clients ([`store`] and the three behind it) move it. A cluster without a store asks each peer itself ([`peer`]).
+//! An operator's tools look at a store as a whole ([`catalogue`]).
 
+pub mod catalogue;
 pub mod descriptor;
 pub mod etcd;
 mod hash_order;
@@ -15,6 +17,7 @@ pub mod rpc_meta;
 pub mod store;
 pub mod uri;
 
+pub use catalogue::{Catalogue, Held};
 pub use descriptor::{BufferEntry, DescriptorError, DeviceEntry, Protocol, SegmentDescriptor};
 pub use keys::{Entry, KeySpace};
 pub use matrix::{MatrixError, NicPreference, PriorityMatrix};
