@@ -27,6 +27,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Move blocks to or from another node's memory and measure it
     Bench(BenchArgs),
+    /// Show what is registered in the metadata store, and take away what is stale
+    Segments(SegmentsArgs),
 }
 
 /// `moonrail nics`
@@ -187,6 +189,91 @@ pub struct BenchArgs {
     /// This node.
     #[command(flatten)]
     pub node: NodeArgs,
+}
+
+/// `moonrail segments`
+#[derive(Args, Debug)]
+#[command(after_help = STATUS_HELP)]
+pub struct SegmentsArgs {
+    /// What to do with them.
+    #[command(subcommand)]
+    pub command: SegmentsCommand,
+}
+
+/// The subcommands of `moonrail segments`.
+#[derive(Subcommand, Debug)]
+pub enum SegmentsCommand {
+    /// List them: node alive or stale, engine, fabrics, NICs, memory, lease
+    Ls(LsArgs),
+    /// Show everything about one
+    Show(ShowArgs),
+    /// Show the stale ones and, with --yes, delete exactly those
+    Prune(PruneArgs),
+}
+
+/// Which store, which cluster.
+#[derive(Args, Debug, Clone)]
+pub struct StoreArgs {
+    /// The store: etcd://HOST:PORT[,HOST:PORT…] or http://HOST:PORT/metadata
+    #[arg(long, value_name = "URI")]
+    pub metadata: String,
+    /// The cluster, as its nodes name it
+    #[arg(long, env = "MC_METADATA_CLUSTER_ID", hide_env_values = true, default_value = "", value_name = "ID")]
+    pub cluster_id: String,
+}
+
+/// `moonrail segments ls`
+#[derive(Args, Debug)]
+#[command(after_help = "Example: moonrail segments ls --metadata etcd://10.0.0.1:2379")]
+pub struct LsArgs {
+    /// These only; needed with an HTTP metadata server, which lists nothing
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Do not ask the nodes whether they are alive
+    #[arg(long)]
+    pub no_probe: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+/// `moonrail segments show`
+#[derive(Args, Debug)]
+#[command(after_help = "Example: moonrail segments show 10.0.0.1:12345 --metadata etcd://10.0.0.1:2379")]
+pub struct ShowArgs {
+    /// Which
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+/// `moonrail segments prune`
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Stale is a segment whose handshake port refuses connections. A key that was written or deleted \
+    after it was shown is left alone.\n\nExample: moonrail segments prune --metadata etcd://10.0.0.1:2379"
+)]
+pub struct PruneArgs {
+    /// These only
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Those that give no answer at all, too: dead hosts, but also hosts behind a firewall
+    #[arg(long)]
+    pub silent: bool,
+    /// Delete what is shown
+    #[arg(long)]
+    pub yes: bool,
+    /// The store.
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 #[cfg(test)]

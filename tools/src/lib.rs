@@ -1,7 +1,7 @@
 //! The `moonrail` command.
 //!
 //! In the order an operator meets them: [`cli`] reads the command line, [`gflags`] the one of `transfer_engine_bench`;
-//! [`node`] makes an engine of it; [`nics`], [`serve`] and [`bench`] are the subcommands; [`failure`] says how it ends.
+//! [`node`] makes an engine of it; [`nics`], [`serve`], [`bench`] and [`segments`] are the subcommands; [`failure`] says how it ends.
 //! [`units`], [`table`], [`say`], [`progress`] and [`signal`] are what they share.
 
 pub mod bench;
@@ -12,6 +12,7 @@ pub mod nics;
 pub mod node;
 pub mod progress;
 pub mod say;
+pub mod segments;
 pub mod serve;
 pub mod signal;
 pub mod table;
@@ -34,6 +35,7 @@ pub fn main(args: &[String]) -> ExitCode {
         cli::Command::Nics(args) => nics::run(&args),
         cli::Command::Serve(args) => serve::run(&args),
         cli::Command::Bench(args) => bench::run(&args),
+        cli::Command::Segments(args) => segments::run(&args),
     };
     done.unwrap_or_else(|failure| failure.report())
 }

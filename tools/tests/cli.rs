@@ -36,6 +36,9 @@ fn help_says_what_each_command_does_and_how_it_ends() {
         ("nics --help", ["--json", "--watch", "Exit status", "NIC"]),
         ("serve --help", ["--metadata", "--size", "--nic-priority-matrix", "Exit status"]),
         ("bench --help", ["--verify", "--block", "transfer_engine_bench", "Exit status"]),
+        ("segments --help", ["ls", "show", "prune", "Exit status"]),
+        ("segments ls --help", ["--metadata", "--no-probe", "--cluster-id", "Example"]),
+        ("segments prune --help", ["--yes", "--silent", "left alone", "Example"]),
     ] {
         let output = moonrail(line);
         assert_eq!(status(&output), 0, "{line}: {}", stderr(&output));
