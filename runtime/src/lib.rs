@@ -62,6 +62,7 @@ pub mod config;
 pub mod log;
 mod open;
 mod pin;
+mod place;
 mod start;
 pub mod topology;
 
