@@ -12,6 +12,7 @@ use crate::engine::Engine;
 use crate::error::BuildError;
 use crate::log::{Level, Sink};
 use crate::open::Wanted;
+use crate::plan::Plan;
 
 /// How a data core waits for work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -378,5 +379,14 @@ impl EngineBuilder {
     /// See [`BuildError`]. Nothing is left running or published then.
     pub fn build(self) -> Result<Engine, BuildError> {
         crate::start::start(self)
+    }
+
+    /// What [`EngineBuilder::build`] would make on this machine, without making it: the NICs are opened, looked at and
+    /// closed. Nothing is published, nobody is asked.
+    ///
+    /// # Errors
+    /// Those of [`EngineBuilder::build`] that concern options and NICs.
+    pub fn plan(self) -> Result<Plan, BuildError> {
+        crate::plan::plan(self)
     }
 }

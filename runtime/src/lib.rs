@@ -63,6 +63,7 @@ pub mod log;
 mod open;
 mod pin;
 mod place;
+pub mod plan;
 mod start;
 pub mod topology;
 
@@ -93,6 +94,7 @@ pub use error::{
 };
 pub use log::Level;
 pub use notify::Notification;
+pub use plan::{CorePlan, Plan};
 pub use region::Region;
 pub use segment::{RemoteRange, Segment};
 

@@ -127,7 +127,7 @@ fn system(what: impl Into<String>, source: std::io::Error) -> BuildError {
     BuildError::System { what: what.into(), source }
 }
 
-fn make_log(builder: &EngineBuilder, settings: &Settings, env: &mut Environment<'_>) -> Log {
+pub(crate) fn make_log(builder: &EngineBuilder, settings: &Settings, env: &mut Environment<'_>) -> Log {
     let sink = match (&builder.sink, &settings.log_dir) {
         (Some(sink), _) => sink.clone(),
         (None, Some(folder)) => log::file_in(folder).unwrap_or_else(|_| {

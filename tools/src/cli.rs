@@ -23,6 +23,8 @@ pub struct Cli {
 pub enum Command {
     /// Show every RDMA NIC: port, MTU, GIDs, which GID is used and why, limits
     Nics(NicsArgs),
+    /// Show NUMA nodes, CPUs and NICs, which core would poll which NIC, and the priority matrix
+    Topology(TopologyArgs),
     /// Offer memory to other nodes until SIGINT or SIGTERM
     Serve(ServeArgs),
     /// Move blocks to or from another node's memory and measure it
@@ -41,6 +43,22 @@ pub struct NicsArgs {
     /// Show it again every so often until SIGINT or SIGTERM
     #[arg(long, value_parser = parse_span, value_name = "TIME", num_args = 0..=1, default_missing_value = "2s")]
     pub watch: Option<Duration>,
+}
+
+/// `moonrail topology`
+#[derive(Args, Debug)]
+#[command(after_help = "It plans the node that `moonrail serve` with the same options would be, and starts none.\n\n\
+    Example: moonrail topology --matrix > nics.json; moonrail serve --nic-priority-matrix nics.json")]
+pub struct TopologyArgs {
+    /// Print JSON
+    #[arg(long, conflicts_with = "matrix")]
+    pub json: bool,
+    /// Print the priority matrix alone
+    #[arg(long)]
+    pub matrix: bool,
+    /// The node.
+    #[command(flatten)]
+    pub node: NodeArgs,
 }
 
 /// How a core waits.

@@ -1,7 +1,7 @@
 //! The `moonrail` command.
 //!
 //! In the order an operator meets them: [`cli`] reads the command line, [`gflags`] the one of `transfer_engine_bench`;
-//! [`node`] makes an engine of it; [`nics`], [`serve`], [`bench`] and [`segments`] are the subcommands; [`failure`] says how it ends.
+//! [`node`] makes an engine of it; [`nics`], [`topology`], [`serve`], [`bench`] and [`segments`] are the subcommands; [`failure`] says how it ends.
 //! [`units`], [`table`], [`say`], [`progress`] and [`signal`] are what they share.
 
 pub mod bench;
@@ -16,6 +16,7 @@ pub mod segments;
 pub mod serve;
 pub mod signal;
 pub mod table;
+pub mod topology;
 pub mod units;
 
 use std::process::ExitCode;
@@ -33,6 +34,7 @@ pub fn main(args: &[String]) -> ExitCode {
     }
     let done = match cli::Cli::parse_from(args).command {
         cli::Command::Nics(args) => nics::run(&args),
+        cli::Command::Topology(args) => topology::run(&args),
         cli::Command::Serve(args) => serve::run(&args),
         cli::Command::Bench(args) => bench::run(&args),
         cli::Command::Segments(args) => segments::run(&args),

@@ -32,10 +32,11 @@ fn status(output: &Output) -> i32 {
 #[test]
 fn help_says_what_each_command_does_and_how_it_ends() {
     for (line, words) in [
-        ("--help", ["nics", "serve", "bench", "Exit status"]),
+        ("--help", ["topology", "serve", "bench", "Exit status"]),
         ("nics --help", ["--json", "--watch", "Exit status", "NIC"]),
         ("serve --help", ["--metadata", "--size", "--nic-priority-matrix", "Exit status"]),
         ("bench --help", ["--verify", "--block", "transfer_engine_bench", "Exit status"]),
+        ("topology --help", ["--matrix", "--cores", "--nics", "Example"]),
         ("segments --help", ["ls", "show", "prune", "Exit status"]),
         ("segments ls --help", ["--metadata", "--no-probe", "--cluster-id", "Example"]),
         ("segments prune --help", ["--yes", "--silent", "left alone", "Example"]),
