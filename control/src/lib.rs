@@ -21,7 +21,7 @@
 //!
 //! The modules, in the order in which data meets them: [`config`] and `start` bring the thread up; `driver` has the
 //! sockets, `pool` what blocks, `handoff` the rings to the cores. [`wire`] and [`metadata`] parse what comes in
-//! ([`names`], [`gid`], [`fabric`]: the small choices). [`brain`] decides, with the judgements of [`handshake`] and the patience of
+//! ([`names`], [`place`], [`gid`], [`fabric`]: the small choices). [`brain`] decides, with the judgements of [`handshake`] and the patience of
 //! [`repair`]; [`connect`] does to devices what it decided. [`handle`] is what other crates hold, [`error`] what they get.
 
 pub mod brain;
@@ -36,6 +36,7 @@ mod handoff;
 pub mod handshake;
 pub mod metadata;
 pub mod names;
+pub mod place;
 mod pool;
 pub mod repair;
 mod start;

@@ -2,7 +2,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::net::{IpAddr, TcpListener, ToSocketAddrs};
+use std::net::TcpListener;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,7 +18,8 @@ use crate::error::StartError;
 use crate::gid::GidReason;
 use crate::handle::Control;
 use crate::metadata::{KeySpace, MetadataUri, RpcMeta, StoreClient, StoreUri, peer as p2p};
-use crate::names::{self, Family, HostPort, OwnAddressError};
+use crate::names::{self, Family, HostPort};
+use crate::place::Place;
 use crate::wire::Incarnation;
 
 /// Binds the control port, publishes this node and starts the thread `mr-control`.
@@ -174,68 +175,22 @@ fn listen(config: &ControlConfig, seed: u64) -> Result<TcpListener, StartError> 
 /// The name peers open, and the address they dial.
 fn address(config: &ControlConfig, port: u16) -> Result<(String, RpcMeta), StartError> {
     let given = config.name.trim();
-    let own = HostPort::parse(given)?;
-    let family = if config.handshake.ipv6 { Family::V6 } else { Family::V4 };
-    let by_name = config.metadata == MetadataUri::PeerToPeer || matches!(config.handshake.port, PortChoice::Fixed(_));
-    let host = match &config.handshake.publish {
-        Some(host) => host.clone(),
-        None if by_name => own.host.clone(),
-        None => {
-            let to = store_address(&config.metadata);
-            let on_loopback = to.is_some_and(|ip| ip.is_loopback()) || is_memory(&config.metadata);
-            let found = names::published_address(to, family);
-            // With the store on loopback the cluster is this machine; then loopback will do.
-            let loopback =
-                || on_loopback.then(|| if config.handshake.ipv6 { "::1" } else { "127.0.0.1" }.parse().ok()).flatten();
-            found.or_else(loopback).ok_or(StartError::NoAddress)?.to_string()
-        }
+    let place = Place {
+        name: given,
+        metadata: &config.metadata,
+        publish: config.handshake.publish.as_deref(),
+        fixed_port: matches!(config.handshake.port, PortChoice::Fixed(_)),
+        ipv6: config.handshake.ipv6,
     };
-    check_host(config, &host)?;
+    let published = place.host()?;
+    if let Some(warning) = published.warning {
+        (config.log)(LogRecord { level: LogLevel::Warning, text: warning.to_string() });
+    }
     let name = match config.metadata {
         MetadataUri::PeerToPeer => p2p::own_name(given, port)?,
         MetadataUri::Store(_) => given.to_owned(),
     };
-    Ok((name, RpcMeta { ip_or_host_name: host, rpc_port: port }))
-}
-
-fn check_host(config: &ControlConfig, host: &str) -> Result<(), StartError> {
-    let Some(ip) = (HostPort { host: host.to_owned(), port: 0 }).ip() else {
-        // A name: whose it is depends on each peer's resolver.
-        return Ok(());
-    };
-    let Err(error) = names::check_own_address(host, ip) else { return Ok(()) };
-    let one_machine = match &config.metadata {
-        MetadataUri::PeerToPeer => true,
-        other @ MetadataUri::Store(_) => is_memory(other) || store_address(other).is_some_and(|ip| ip.is_loopback()),
-    };
-    match error {
-        OwnAddressError::Loopback { .. } if one_machine => {
-            (config.log)(LogRecord { level: LogLevel::Warning, text: error.to_string() });
-            Ok(())
-        }
-        error => Err(error.into()),
-    }
-}
-
-fn is_memory(metadata: &MetadataUri) -> bool {
-    matches!(metadata, MetadataUri::Store(StoreUri::Memory(_)))
-}
-
-/// Where the store is, as far as that can be told without waiting for a resolver for long.
-fn store_address(metadata: &MetadataUri) -> Option<IpAddr> {
-    let MetadataUri::Store(uri) = metadata else { return None };
-    let endpoint = match uri {
-        StoreUri::Etcd(endpoints) => endpoints.first()?,
-        StoreUri::Http(base) => base,
-        StoreUri::Memory(_) => return None,
-    };
-    let rest = endpoint.split_once("://").map_or(endpoint.as_str(), |(_, rest)| rest);
-    let HostPort { host, port } = HostPort::parse(rest.split('/').next()?).ok()?;
-    match host.parse() {
-        Ok(ip) => Some(ip),
-        Err(_) if host == "localhost" => (host.as_str(), port).to_socket_addrs().ok()?.next().map(|a| a.ip()),
-        Err(_) => None,
-    }
+    Ok((name, RpcMeta { ip_or_host_name: published.host, rpc_port: port }))
 }
 
 fn in_words(metadata: &MetadataUri) -> String {
