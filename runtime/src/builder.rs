@@ -7,7 +7,7 @@ use std::time::Duration;
 use moonrail_datapath::nic::{Fabric, Nic};
 use moonrail_datapath::units::Mtu;
 
-use crate::config::Given;
+use crate::config::{Given, Resolved};
 use crate::engine::Engine;
 use crate::error::BuildError;
 use crate::log::{Level, Sink};
@@ -379,6 +379,14 @@ impl EngineBuilder {
     /// See [`BuildError`]. Nothing is left running or published then.
     pub fn build(self) -> Result<Engine, BuildError> {
         crate::start::start(self)
+    }
+
+    /// Who and where the node would be: the program's options, the environment's where the program is silent, defaults.
+    ///
+    /// # Errors
+    /// An option out of its range.
+    pub fn resolved(&self) -> Result<Resolved, BuildError> {
+        Resolved::of(self)
     }
 
     /// What [`EngineBuilder::build`] would make on this machine, without making it: the NICs are opened, looked at and

@@ -154,7 +154,7 @@ fn control_log(log: &Log) -> moonrail_control::LogSink {
 
 /// The name of a node that was given none. Without a metadata server it has to be an address that others can dial: the
 /// host's name may resolve to loopback, or not at all.
-fn own_name(peer_to_peer: bool, ipv6: bool) -> String {
+pub(crate) fn own_name(peer_to_peer: bool, ipv6: bool) -> String {
     if !peer_to_peer {
         return host_name();
     }

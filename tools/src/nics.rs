@@ -28,24 +28,18 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn from_environment(read: impl Fn(&str) -> Option<String>) -> Self {
-        let number = |name: &str, range: std::ops::RangeInclusive<u32>| {
-            let text = read(name)?;
-            let value = text.trim().parse::<u32>().ok().filter(|n| range.contains(n));
-            if value.is_none() {
-                eprintln!("warning: Ignore value from environment variable {name}: {text:?} is not a number in range");
-            }
-            value
-        };
-        let port = number("MC_IB_PORT", 1..=255).and_then(|n| u8::try_from(n).ok()).unwrap_or(1);
-        let index = number("MC_GID_INDEX", 0..=255).or_else(|| number("NCCL_IB_GID_INDEX", 0..=255));
-        Self { port, gid_index: index.map(GidIndex) }
+    fn from_environment() -> Result<Self> {
+        let resolved = moonrail::Engine::builder().resolved().map_err(|e| Failure::told(&e))?;
+        for warning in &resolved.warnings {
+            eprintln!("warning: {warning}");
+        }
+        Ok(Self { port: resolved.ib_port.0, gid_index: resolved.gid_index })
     }
 }
 
 /// Runs the subcommand.
 pub fn run(args: &NicsArgs) -> Result<ExitCode> {
-    let wanted = Wanted::from_environment(|name| std::env::var(name).ok());
+    let wanted = Wanted::from_environment()?;
     let Some(every) = args.watch else { return show(args.json, wanted) };
     let stop = Stop::install()
         .map_err(|e| Failure::new(format!("signal handlers cannot be set: {e}"), "run it without --watch"))?;
@@ -381,18 +375,5 @@ mod tests {
         assert!(said(&device(PortState::Active, two_gids()), at(9)).contains("outside the table of 4 entries"));
         let other_port = Wanted { port: 2, gid_index: None };
         assert!(said(&device(PortState::Active, two_gids()), other_port).contains("MC_IB_PORT"));
-    }
-
-    #[test]
-    fn a_wrong_variable_is_passed_over() {
-        let with = |port: &'static str, index: &'static str| {
-            Wanted::from_environment(move |name| match name {
-                "MC_IB_PORT" => Some(port.to_owned()),
-                "MC_GID_INDEX" => Some(index.to_owned()),
-                _ => None,
-            })
-        };
-        assert_eq!(with("2", "3"), Wanted { port: 2, gid_index: Some(GidIndex(3)) });
-        assert_eq!(with("0", "x"), WANTED);
     }
 }

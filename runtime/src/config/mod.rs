@@ -5,6 +5,7 @@
 
 pub mod parse;
 mod resolve;
+mod resolved;
 pub mod variables;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use crate::log::Level;
 use parse::{boolean, integer, list};
 use variables::{Here, VARIABLES, Values, variable};
 
+pub use resolved::Resolved;
 pub use variables::{Variable, reference};
 
 /// What the program set. Integer options are kept by name and checked against the table.
