@@ -69,7 +69,7 @@ pub mod topology;
 
 pub mod engine;
 
-mod memlock;
+pub mod memlock;
 pub mod region;
 mod registry;
 

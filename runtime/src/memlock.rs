@@ -10,16 +10,16 @@ const CAP_IPC_LOCK: u32 = 14;
 
 /// How much this process may lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct LockLimit {
+pub struct LockLimit {
     /// Soft limit in bytes; `None`: unlimited, or CAP_IPC_LOCK is held, or unknown.
-    pub(crate) limit: Option<u64>,
+    pub limit: Option<u64>,
     /// Bytes already locked or pinned, as the kernel counts them.
-    pub(crate) used: u64,
+    pub used: u64,
 }
 
 impl LockLimit {
     /// Reads `self/limits` and `self/status` under `proc`.
-    pub(crate) fn read(proc: &Path) -> Self {
+    pub fn read(proc: &Path) -> Self {
         let limits = std::fs::read_to_string(proc.join("self/limits")).unwrap_or_default();
         let status = std::fs::read_to_string(proc.join("self/status")).unwrap_or_default();
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
@@ -41,7 +41,7 @@ impl LockLimit {
 
     /// Bytes locked in all if `len` more are pinned by each of `nics` NICs, if that is more than allowed. `registered`:
     /// what the caller itself knows to be registered over all NICs.
-    pub(crate) fn exceeded(self, len: u64, nics: usize, registered: u64) -> Option<(u64, u64)> {
+    pub fn exceeded(self, len: u64, nics: usize, registered: u64) -> Option<(u64, u64)> {
         let limit = self.limit?;
         let needed = len.saturating_mul(nics as u64).saturating_add(self.used.max(registered));
         (needed > limit).then_some((needed, limit))
@@ -50,25 +50,29 @@ impl LockLimit {
 
 /// The kernel's last line that names `nic`, or speaks of RDMA at all; `None` where the log may not be read.
 pub(crate) fn kernel_line(nic: &str) -> Option<String> {
-    let mut log = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg").ok()?;
+    kernel_lines(|line| concerns(line, nic)).ok()?.pop()
+}
+
+/// The lines of the kernel's log for which `wanted` says yes, oldest first; each with its time since boot.
+///
+/// # Errors
+/// The log may not be read (/dev/kmsg; in a container it often is not there).
+pub fn kernel_lines(wanted: impl Fn(&str) -> bool) -> std::io::Result<Vec<String>> {
+    let mut log = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg")?;
     // Each read gives one record; a bound, since the kernel may write as fast as we read.
     let until = Instant::now() + Duration::from_millis(200);
     let mut record = [0u8; 8192];
-    let mut last = None;
+    let mut found = Vec::new();
     while Instant::now() < until {
         match log.read(&mut record) {
             Ok(0) => break,
-            Ok(len) => {
-                if let Some(text) = message(&record[..len]).filter(|text| concerns(text, nic)) {
-                    last = Some(text);
-                }
-            }
+            Ok(len) => found.extend(message(&record[..len]).filter(|text| wanted(text))),
             // EPIPE: the record was overwritten while we read; the next read goes on after it.
             Err(error) if error.raw_os_error() == Some(libc::EPIPE) || error.kind() == ErrorKind::Interrupted => {}
             Err(_) => break,
         }
     }
-    last
+    Ok(found)
 }
 
 /// The text of a record `priority,sequence,microseconds,flags;text\n key=value…`, with its time.
@@ -80,7 +84,8 @@ fn message(record: &[u8]) -> Option<String> {
     Some(format!("[{}.{:06}] {line}", micros / 1_000_000, micros % 1_000_000))
 }
 
-fn concerns(line: &str, nic: &str) -> bool {
+/// Whether a kernel line is about this NIC, or about RDMA at all.
+pub fn concerns(line: &str, nic: &str) -> bool {
     line.contains(nic) || ["infiniband", "rdma", "rxe", "mlx5", "ib_core"].iter().any(|word| line.contains(word))
 }
 

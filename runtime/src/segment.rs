@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use moonrail_control::{FabricPolicy, RemoteSegment};
 use moonrail_datapath::nic::{Direct, Fabric, Target};
 use moonrail_datapath::transfer::RemoteBuffers;
+use moonrail_datapath::units::Gid;
 
 use crate::engine::Shared;
 use crate::error::SegmentError;
@@ -82,6 +83,12 @@ impl Segment {
     /// Names of the peer's NICs, as of the last look.
     pub fn nics(&self) -> Vec<String> {
         self.current().descriptor.devices.iter().map(|device| device.name.clone()).collect()
+    }
+
+    /// GIDs of the peer's RDMA NICs by name, as of the last look; a NIC that published none is left out.
+    pub fn nic_gids(&self) -> Vec<(String, Gid)> {
+        let devices = &self.current().descriptor.devices;
+        devices.iter().filter_map(|device| Some((device.name.clone(), device.gid.gid()?))).collect()
     }
 
     /// Fetches the peer's descriptor again, past every cache. Batches in flight keep what they were submitted with.

@@ -29,6 +29,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Move blocks to or from another node's memory and measure it
     Bench(BenchArgs),
+    /// Find what is wrong with this node, and with its way to a peer, and say what to type
+    Doctor(DoctorArgs),
     /// Show what is registered in the metadata store, and take away what is stale
     Segments(SegmentsArgs),
 }
@@ -205,6 +207,30 @@ pub struct BenchArgs {
     #[arg(long)]
     pub json: bool,
     /// This node.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// `moonrail doctor`
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Give it the options of the node that does not work: it looks at what those would do. It moves nothing \
+    and leaves nothing behind; towards a peer it connects as a node of its own name.\n\n\
+    Examples:\n  moonrail doctor\n  moonrail doctor --metadata etcd://10.0.0.1:2379 --name 10.0.0.2:12345\n  \
+    moonrail doctor 10.0.0.1:15123 --require rdma\n\n\
+    Exit status: 0 nothing is wrong, 3 warnings, 1 something cannot work, 2 wrong usage."
+)]
+pub struct DoctorArgs {
+    /// A peer to try the way to: its segment name, or HOST:PORT without a metadata server
+    #[arg(value_name = "SEGMENT|HOST:PORT")]
+    pub peer: Option<String>,
+    /// Bytes that the node will register
+    #[arg(long, default_value = "64MiB", value_parser = parse_size)]
+    pub size: u64,
+    /// Print JSON: worst, and of each check its name, subject, verdict, evidence and next step
+    #[arg(long)]
+    pub json: bool,
+    /// The node.
     #[command(flatten)]
     pub node: NodeArgs,
 }

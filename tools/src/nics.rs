@@ -22,9 +22,9 @@ const REASONS_SHOWN: usize = 8;
 
 /// What the environment asks of a NIC, as the engine reads it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Wanted {
-    port: u8,
-    gid_index: Option<GidIndex>,
+pub(crate) struct Wanted {
+    pub(crate) port: u8,
+    pub(crate) gid_index: Option<GidIndex>,
 }
 
 impl Wanted {
@@ -83,7 +83,7 @@ fn show(as_json: bool, wanted: Wanted) -> Result<ExitCode> {
 }
 
 /// There is no device to show: what is missing, and how to get one.
-fn nothing(error: &ListError) -> Failure {
+pub(crate) fn nothing(error: &ListError) -> Failure {
     let next = match error {
         ListError::LibraryMissing(_) => "apt-get install libibverbs1 ibverbs-providers, then run `moonrail nics` again",
         ListError::NoDevice { kernel_support: false, .. } => {
@@ -96,7 +96,7 @@ fn nothing(error: &ListError) -> Failure {
 }
 
 /// Everything that keeps a device from being used, in the words of the engine's own errors; empty: it can be used.
-fn blockers(device: &DeviceSummary, wanted: Wanted) -> Vec<String> {
+pub(crate) fn blockers(device: &DeviceSummary, wanted: Wanted) -> Vec<String> {
     let mut found: Vec<String> = device.problem.iter().map(ToString::to_string).collect();
     let Some(port) = device.ports.iter().find(|p| p.info.port.0 == wanted.port) else {
         found.push(format!("there is no port {}: set MC_IB_PORT to 1 to {}", wanted.port, device.info.ports));
@@ -116,7 +116,7 @@ fn blockers(device: &DeviceSummary, wanted: Wanted) -> Vec<String> {
     found
 }
 
-fn choice(port: &PortSummary, wanted: Wanted) -> std::result::Result<GidChoice, GidError> {
+pub(crate) fn choice(port: &PortSummary, wanted: Wanted) -> std::result::Result<GidChoice, GidError> {
     // The table of the summary leaves empty slots out; they tell an empty slot from one outside the table.
     let mut table = port.gids.clone();
     for index in (0..port.info.gid_table_len).map(GidIndex) {
@@ -146,7 +146,7 @@ fn link_layer(layer: LinkLayer) -> String {
     }
 }
 
-fn kind(kind: GidKind) -> String {
+pub(crate) fn kind(kind: GidKind) -> String {
     match kind {
         GidKind::Ib => "IB".into(),
         GidKind::RoceV1 => "RoCE v1".into(),
@@ -155,7 +155,7 @@ fn kind(kind: GidKind) -> String {
     }
 }
 
-fn address(entry: &GidEntry) -> String {
+pub(crate) fn address(entry: &GidEntry) -> String {
     entry.gid.to_ipv4().map_or_else(|| entry.gid.to_ipv6().to_string(), |ip| ip.to_string())
 }
 

@@ -1,0 +1,298 @@
+//! The way to a peer, in the order in which it can break: its name, its handshake port, its segment, every rail.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use moonrail::config::Resolved;
+use moonrail::{Engine, EngineBuilder, Fabric, Gid, Level, RailInfo, Segment};
+use moonrail_control::metadata::{Catalogue, KeySpace, MetadataUri, RpcMeta, SegmentDescriptor, StoreOptions};
+use moonrail_control::names::HostPort;
+
+use super::finding::Finding;
+use super::own;
+
+/// For one connection attempt.
+const CONNECT: Duration = Duration::from_secs(2);
+/// For a metadata request.
+const LOOK: Duration = Duration::from_secs(2);
+/// For every rail to come up or to say what is wrong: four attempts to send over a rail that carries nothing, and a neighbour
+/// that has to be resolved.
+const RAILS: Duration = Duration::from_secs(8);
+/// UDP port of RoCE v2 (IBA annex 17).
+const ROCE: u16 = 4791;
+
+/// Every check of the way to `peer`, over the engine that `builder` makes.
+pub fn all(peer: &str, resolved: &Resolved, builder: EngineBuilder) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let Some(meta) = step(&mut found, whereabouts(peer, resolved)) else { return found };
+    if step(&mut found, dial(&meta)).is_none() {
+        return found;
+    }
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let sink = log.clone();
+    let builder = builder.log(move |level, line| {
+        if level != Level::Info {
+            sink.lock().unwrap_or_else(PoisonError::into_inner).push(line.to_owned());
+        }
+    });
+    let engine = match builder.build() {
+        Ok(engine) => engine,
+        Err(e) => {
+            found.push(Finding::told("engine", &e));
+            return found;
+        }
+    };
+    found.extend(with(&engine, peer, &log));
+    engine.shutdown(crate::node::SHUTDOWN_WITHIN);
+    found
+}
+
+type Step<T> = Result<(T, Finding), Finding>;
+
+fn step<T>(found: &mut Vec<Finding>, step: Step<T>) -> Option<T> {
+    match step {
+        Ok((value, finding)) => {
+            found.push(finding);
+            Some(value)
+        }
+        Err(finding) => {
+            found.push(finding);
+            None
+        }
+    }
+}
+
+/// Where the peer's handshake port is.
+fn whereabouts(peer: &str, resolved: &Resolved) -> Step<RpcMeta> {
+    const CHECK: &str = "peer's name";
+    let Ok(MetadataUri::Store(uri)) = &resolved.metadata else {
+        let place = HostPort::parse_with(peer, resolved.handshake_port).map_err(|e| Finding::told(CHECK, &e))?;
+        if let Some(warning) = place.warning {
+            return Err(Finding::fail(CHECK, warning, "write HOST:PORT, as `moonrail serve` printed it"));
+        }
+        let HostPort { host, port } = place.address;
+        let text = format!("{host}:{port}, as it was given");
+        return Ok((RpcMeta { ip_or_host_name: host, rpc_port: port }, Finding::pass(CHECK, text)));
+    };
+    let options = StoreOptions { deadline: LOOK, ..StoreOptions::default() };
+    let keys = KeySpace::new(&resolved.cluster_id);
+    let get = |key: &str| Catalogue::open(uri, &options)?.get(key);
+    let told = |e| Finding::told(CHECK, &e);
+    let segment = get(&keys.segment(peer)).map_err(told)?;
+    let address = get(&keys.rpc_meta(peer)).map_err(told)?;
+    let Some(address) = address else {
+        return Err(Finding::fail(
+            CHECK,
+            match segment {
+                Some(_) => format!("the store has a segment {peer}, and no address of its node"),
+                None => format!("Failed to get description of {peer}: the store has nothing under {}", keys.prefix()),
+            },
+            "the name must be the node's own, letter for letter (moonrail segments ls --metadata URI), the node must run, and both \
+             must have the same MC_METADATA_CLUSTER_ID",
+        ));
+    };
+    if let Some(Err(e)) = segment.as_ref().map(|held| SegmentDescriptor::decode(&held.value)) {
+        return Err(Finding::told(CHECK, &e));
+    }
+    let meta = RpcMeta::decode(&address.value)
+        .map_err(|e| Finding::fail(CHECK, format!("its address cannot be read: {e}"), "start that node again"))?;
+    let lease =
+        address.lease.map_or("no lease: it may be long gone".to_owned(), |left| format!("lease {} s", left.as_secs()));
+    let text = format!("the store has {}:{} for {peer} ({lease})", meta.ip_or_host_name, meta.rpc_port);
+    Ok((meta, Finding::pass(CHECK, text)))
+}
+
+/// A TCP connection to the handshake port: refused, reset and silence are three different faults.
+fn dial(meta: &RpcMeta) -> Step<()> {
+    const CHECK: &str = "peer's handshake port";
+    let RpcMeta { ip_or_host_name: host, rpc_port: port } = meta;
+    let addresses = match (HostPort { host: host.clone(), port: *port }).ip() {
+        Some(ip) => vec![ip],
+        None => own::lookup(host).map_err(|why| {
+            Finding::fail(
+                CHECK,
+                format!("host {host}: {why}"),
+                "add it to DNS or /etc/hosts here, or name the node by its address",
+            )
+        })?,
+    };
+    let mut last = Finding::fail(CHECK, format!("{host} has no address"), "mend DNS or /etc/hosts");
+    for ip in addresses {
+        let at = SocketAddr::new(ip, *port);
+        let began = Instant::now();
+        last = match TcpStream::connect_timeout(&at, CONNECT) {
+            Ok(_) => {
+                let text = format!("{at} accepts connections, {:.1} ms", began.elapsed().as_secs_f64() * 1e3);
+                return Ok(((), Finding::pass(CHECK, text)));
+            }
+            Err(e) => refused(CHECK, at, &e),
+        };
+    }
+    Err(last)
+}
+
+fn refused(check: &'static str, at: SocketAddr, error: &io::Error) -> Finding {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Finding::fail(
+            check,
+            format!("{at} refuses connections: the host is there, and no process has that port"),
+            "is the node running, and is this its port (ss -ltnp there)? A firewall that rejects looks the same",
+        ),
+        io::ErrorKind::ConnectionReset => Finding::fail(
+            check,
+            format!("{at} resets connections: a firewall or proxy between"),
+            "let the port through on the way",
+        ),
+        io::ErrorKind::TimedOut => Finding::fail(
+            check,
+            format!(
+                "{at} does not answer within {CONNECT:?}: a firewall that drops, a host that is down, or a wrong address"
+            ),
+            format!("ping {}; nft list ruleset on both hosts", at.ip()),
+        ),
+        _ => Finding::fail(check, format!("{at}: {error}"), format!("ip route get {}", at.ip())),
+    }
+}
+
+fn with(engine: &Engine, peer: &str, log: &Mutex<Vec<String>>) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let began = Instant::now();
+    let segment = match engine.open_segment(peer) {
+        Ok(segment) => segment,
+        Err(e) => return vec![Finding::told("peer's segment", &e)],
+    };
+    let bytes: u64 = segment.buffers().iter().map(|buffer| buffer.len).fold(0, u64::saturating_add);
+    found.push(Finding::pass(
+        "peer's segment",
+        format!("{} buffers, {}, {} NICs", segment.buffers().len(), crate::units::size(bytes), segment.nics().len()),
+    ));
+    let name = segment.name().to_owned();
+    let until = began + RAILS;
+    // A rail is settled when it carries bytes; one that has failed goes on trying, so it is given the whole time.
+    let rails = loop {
+        let rails: Vec<RailInfo> = engine.rails().into_iter().filter(|rail| rail.peer == name).collect();
+        let settled = !rails.is_empty() && rails.iter().all(|rail| rail.usable);
+        if settled || Instant::now() >= until {
+            break rails;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    for way in engine.ways(&name) {
+        found.push(match way.fabric {
+            Some(fabric) => Finding::pass("way", format!("over {fabric}: {}", way.why)),
+            None => Finding::fail("way", way.why, "see the rails below"),
+        });
+    }
+    found.extend(routes(engine, &segment));
+    let working = rails.iter().filter(|rail| rail.usable).count();
+    let log = log.lock().unwrap_or_else(PoisonError::into_inner);
+    found.extend(rails.iter().map(|rail| judge(rail, working, &log)));
+    if rails.is_empty() {
+        found.push(Finding::skip("rail", "there is none: what carries the bytes needs no connection, or nothing can"));
+    }
+    found
+}
+
+fn judge(rail: &RailInfo, working: usize, log: &[String]) -> Finding {
+    const CHECK: &str = "rail";
+    let subject = format!("{} to {}", rail.nic, rail.peer_nic);
+    let mtu = rail.path_mtu.map(|mtu| format!(", path MTU {mtu}")).unwrap_or_default();
+    if rail.usable {
+        return Finding::pass(CHECK, format!("up over {}, {} queue pairs{mtu}", rail.fabric, rail.qps)).about(subject);
+    }
+    // The engine has told what it saw first; what it says of the rail now may be what followed from it.
+    let first = log.iter().find(|line| line.contains(&rail.peer_nic) && line.contains(&rail.nic));
+    let evidence = first.map_or_else(|| rail.state.clone(), |line| format!("{}; {line}", rail.state));
+    let low = evidence.to_lowercase();
+    let next = if low.contains("retry") || low.contains("stalled") {
+        format!(
+            "the handshake worked and packets of the NICs do not arrive: a firewall on UDP port {ROCE} (nft list ruleset), a wrong \
+             GID on one side (moonrail nics), two networks without a route between them, or an MTU that does not fit"
+        )
+    } else if low.contains("rtr") {
+        "the two NICs cannot address each other: moonrail nics on both sides, ping between the two GIDs".to_owned()
+    } else {
+        "moonrail nics on both sides".to_owned()
+    };
+    let finding = Finding::fail(CHECK, evidence, next).about(subject);
+    // With another rail that works nothing is lost but speed.
+    if working > 0 { Finding { verdict: super::finding::Verdict::Warn, ..finding } } else { finding }
+}
+
+/// A route from each of our RoCE v2 GIDs to each of the peer's: by the routing table alone, nothing is sent.
+fn routes(engine: &Engine, peer: &Segment) -> Vec<Finding> {
+    const CHECK: &str = "route";
+    let gids: Vec<(String, IpAddr)> = engine
+        .nics()
+        .into_iter()
+        .filter(|nic| nic.fabric == Fabric::Rdma)
+        .filter_map(|nic| Some((nic.name, canonical(nic.port?.gid))))
+        .collect();
+    let mut found = Vec::new();
+    for (nic, theirs) in peer.nic_gids() {
+        let theirs = canonical(theirs);
+        for (ours, from) in gids.iter().filter(|(_, from)| from.is_ipv4() == theirs.is_ipv4()) {
+            let subject = format!("{ours} to {nic}");
+            let routed = UdpSocket::bind((*from, 0)).and_then(|socket| socket.connect((theirs, ROCE)));
+            found.push(match routed {
+                Ok(()) => Finding::pass(CHECK, format!("{from} to {theirs}")).about(subject),
+                Err(e) => Finding::warn(
+                    CHECK,
+                    format!("{from} to {theirs}: {e}"),
+                    format!("ip route get {theirs} from {from}"),
+                )
+                .about(subject),
+            });
+        }
+    }
+    found
+}
+
+/// The address that a RoCE v2 GID is.
+fn canonical(gid: Gid) -> IpAddr {
+    IpAddr::from(gid.to_ipv6()).to_canonical()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::Verdict;
+    use super::*;
+
+    #[test]
+    fn each_way_to_fail_has_its_own_words() {
+        let at: SocketAddr = "10.0.0.1:9".parse().unwrap();
+        for (kind, word) in [
+            (io::ErrorKind::ConnectionRefused, "no process"),
+            (io::ErrorKind::ConnectionReset, "proxy"),
+            (io::ErrorKind::TimedOut, "drops"),
+            (io::ErrorKind::HostUnreachable, "10.0.0.1:9"),
+        ] {
+            let found = refused("x", at, &kind.into());
+            assert!(found.verdict == Verdict::Fail && found.evidence.contains(word), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_rail_that_carries_nothing_beside_one_that_works_is_a_warning() {
+        let rail = RailInfo {
+            nic: "rxe0".into(),
+            peer: "p".into(),
+            peer_nic: "rxe1".into(),
+            fabric: Fabric::Rdma,
+            state: "waiting: transport retry counter exceeded".into(),
+            usable: false,
+            core: 0,
+            qps: 0,
+            path_mtu: None,
+            lives: 2,
+            moonrail: true,
+            bytes: 0,
+        };
+        let found = judge(&rail, 1, &[]);
+        assert!(found.verdict == Verdict::Warn && found.next.unwrap().contains("4791"));
+        assert_eq!(judge(&rail, 0, &[]).verdict, Verdict::Fail);
+        assert_eq!(judge(&RailInfo { usable: true, ..rail }, 1, &[]).verdict, Verdict::Pass);
+    }
+}
