@@ -27,10 +27,10 @@ impl Look {
         let began = Instant::now();
         let mut command = Command::new(moonrail());
         command.args(["doctor", "--json"]).args(line.split_whitespace()).envs(env.iter().copied());
-        Self::read(Process::start(&format!("doctor {line}"), command).wait(RUN), began)
+        Self::read(&Process::start(&format!("doctor {line}"), command).wait(RUN), began)
     }
 
-    fn read(ended: Ended, began: Instant) -> Self {
+    fn read(ended: &Ended, began: Instant) -> Self {
         let report: Value =
             serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{e}:\n{}\n{}", ended.stdout, ended.stderr));
         let checks = report["checks"].as_array().expect("checks").clone();
@@ -83,7 +83,7 @@ fn what_this_node_itself_gets_wrong() {
     let mut few = Command::new("sh");
     few.args(["-c", "ulimit -n 256; exec \"$0\" doctor --json", &moonrail()]);
     let began = Instant::now();
-    let few = Look::read(Process::start("doctor with 256 descriptors", few).wait(RUN), began);
+    let few = Look::read(&Process::start("doctor with 256 descriptors", few).wait(RUN), began);
     few.warns("few descriptors", "descriptors", "256");
 }
 
