@@ -29,6 +29,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Move blocks to or from another node's memory and measure it
     Bench(BenchArgs),
+    /// Try the whole way to a peer, step by step, and every rail by itself
+    Ping(PingArgs),
     /// Find what is wrong with this node, and with its way to a peer, and say what to type
     Doctor(DoctorArgs),
     /// Show what is registered in the metadata store, and take away what is stale
@@ -204,6 +206,36 @@ pub struct BenchArgs {
     #[arg(long, value_parser = parse_span, default_value = "30s", value_name = "TIME")]
     pub timeout: Duration,
     /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+    /// This node.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// `moonrail ping`
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Steps: metadata, name, TCP, engine, segment, handshake; then for each pair of NICs the latency of one \
+    transfer after the other, and a matrix of them. It reads the peer's memory; with --write it writes back what it has read, which \
+    undoes what the peer itself changes there meanwhile.\n\n\
+    Example: moonrail ping 10.0.0.1:15123 --count 1000 --size 64\n\n\
+    Exit status: 0 a rail works, 1 none does (the step that failed says why), 2 wrong usage."
+)]
+pub struct PingArgs {
+    /// The peer: its segment name, or HOST:PORT without a metadata server
+    #[arg(value_name = "SEGMENT|HOST:PORT")]
+    pub peer: String,
+    /// Transfers over each rail
+    #[arg(long, short = 'c', default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub count: u64,
+    /// Bytes of each
+    #[arg(long, short, default_value = "64B", value_parser = parse_size)]
+    pub size: u64,
+    /// Measure WRITEs, too
+    #[arg(long)]
+    pub write: bool,
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
     /// This node.

@@ -1,7 +1,7 @@
 //! The `moonrail` command.
 //!
 //! In the order an operator meets them: [`cli`] reads the command line, [`gflags`] the one of `transfer_engine_bench`;
-//! [`node`] makes an engine of it; [`nics`], [`topology`], [`serve`], [`bench`], [`doctor`] and [`segments`] are the subcommands; [`failure`] says how it ends.
+//! [`node`] makes an engine of it; [`nics`], [`topology`], [`serve`], [`bench`], [`ping`], [`doctor`] and [`segments`] are the subcommands; [`failure`] says how it ends.
 //! [`units`], [`table`], [`say`], [`progress`] and [`signal`] are what they share.
 
 pub mod bench;
@@ -11,6 +11,7 @@ pub mod failure;
 pub mod gflags;
 pub mod nics;
 pub mod node;
+pub mod ping;
 pub mod progress;
 pub mod say;
 pub mod segments;
@@ -38,6 +39,7 @@ pub fn main(args: &[String]) -> ExitCode {
         cli::Command::Topology(args) => topology::run(&args),
         cli::Command::Serve(args) => serve::run(&args),
         cli::Command::Bench(args) => bench::run(&args),
+        cli::Command::Ping(args) => ping::run(&args),
         cli::Command::Doctor(args) => doctor::run(&args),
         cli::Command::Segments(args) => segments::run(&args),
     };

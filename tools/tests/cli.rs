@@ -36,6 +36,7 @@ fn help_says_what_each_command_does_and_how_it_ends() {
         ("nics --help", ["--json", "--watch", "Exit status", "NIC"]),
         ("serve --help", ["--metadata", "--size", "--nic-priority-matrix", "Exit status"]),
         ("bench --help", ["--verify", "--block", "transfer_engine_bench", "Exit status"]),
+        ("ping --help", ["--count", "--write", "Example", "Exit status"]),
         ("doctor --help", ["--size", "--json", "Examples", "Exit status"]),
         ("topology --help", ["--matrix", "--cores", "--nics", "Example"]),
         ("segments --help", ["ls", "show", "prune", "Exit status"]),

@@ -108,14 +108,17 @@ fn look(args: &DoctorArgs, resolved: &Resolved) -> Result<Vec<Group>> {
 }
 
 /// An engine with the node's options, but for its name and port: the node itself may be running.
-fn visitor(args: &NodeArgs) -> Result<moonrail::EngineBuilder> {
+///
+/// # Errors
+/// Options that contradict each other.
+pub fn visitor(args: &NodeArgs) -> Result<moonrail::EngineBuilder> {
     let mut args = args.clone();
     if args.metadata == "P2PHANDSHAKE" {
         // The name is an address; without a port a free one is drawn.
         args.name =
             args.name.map(|name| moonrail_control::names::HostPort::parse(&name).map_or(name, |place| place.host));
     } else {
-        args.name = Some(format!("moonrail-doctor-{}-{}", node::host_name(), std::process::id()));
+        args.name = Some(format!("moonrail-visitor-{}-{}", node::host_name(), std::process::id()));
     }
     args.port = None;
     node::builder(&args)

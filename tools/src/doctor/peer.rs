@@ -19,7 +19,7 @@ const CONNECT: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_secs(2);
 /// For every rail to come up or to say what is wrong: four attempts to send over a rail that carries nothing, and a neighbour
 /// that has to be resolved.
-const RAILS: Duration = Duration::from_secs(8);
+pub const RAILS: Duration = Duration::from_secs(8);
 /// UDP port of RoCE v2 (IBA annex 17).
 const ROCE: u16 = 4791;
 
@@ -49,7 +49,8 @@ pub fn all(peer: &str, resolved: &Resolved, builder: EngineBuilder) -> Vec<Findi
     found
 }
 
-type Step<T> = Result<(T, Finding), Finding>;
+/// A step of the way: what it gave, and what to say of it.
+pub type Step<T> = Result<(T, Finding), Finding>;
 
 fn step<T>(found: &mut Vec<Finding>, step: Step<T>) -> Option<T> {
     match step {
@@ -65,7 +66,10 @@ fn step<T>(found: &mut Vec<Finding>, step: Step<T>) -> Option<T> {
 }
 
 /// Where the peer's handshake port is.
-fn whereabouts(peer: &str, resolved: &Resolved) -> Step<RpcMeta> {
+///
+/// # Errors
+/// The finding.
+pub fn whereabouts(peer: &str, resolved: &Resolved) -> Step<RpcMeta> {
     const CHECK: &str = "peer's name";
     let Ok(MetadataUri::Store(uri)) = &resolved.metadata else {
         let place = HostPort::parse_with(peer, resolved.handshake_port).map_err(|e| Finding::told(CHECK, &e))?;
@@ -105,7 +109,10 @@ fn whereabouts(peer: &str, resolved: &Resolved) -> Step<RpcMeta> {
 }
 
 /// A TCP connection to the handshake port: refused, reset and silence are three different faults.
-fn dial(meta: &RpcMeta) -> Step<()> {
+///
+/// # Errors
+/// The finding.
+pub fn dial(meta: &RpcMeta) -> Step<()> {
     const CHECK: &str = "peer's handshake port";
     let RpcMeta { ip_or_host_name: host, rpc_port: port } = meta;
     let addresses = match (HostPort { host: host.clone(), port: *port }).ip() {
@@ -170,15 +177,7 @@ fn with(engine: &Engine, peer: &str, log: &Mutex<Vec<String>>) -> Vec<Finding> {
     ));
     let name = segment.name().to_owned();
     let until = began + RAILS;
-    // A rail is settled when it carries bytes; one that has failed goes on trying, so it is given the whole time.
-    let rails = loop {
-        let rails: Vec<RailInfo> = engine.rails().into_iter().filter(|rail| rail.peer == name).collect();
-        let settled = !rails.is_empty() && rails.iter().all(|rail| rail.usable);
-        if settled || Instant::now() >= until {
-            break rails;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    };
+    let rails = settled(engine, &name, until);
     for way in engine.ways(&name) {
         found.push(match way.fabric {
             Some(fabric) => Finding::pass("way", format!("over {fabric}: {}", way.why)),
@@ -195,7 +194,21 @@ fn with(engine: &Engine, peer: &str, log: &Mutex<Vec<String>>) -> Vec<Finding> {
     found
 }
 
-fn judge(rail: &RailInfo, working: usize, log: &[String]) -> Finding {
+/// The rails to a peer, once all of them carry bytes or the time is over: one that has failed goes on trying, so it is given
+/// all of it.
+pub fn settled(engine: &Engine, peer: &str, until: Instant) -> Vec<RailInfo> {
+    loop {
+        let rails: Vec<RailInfo> = engine.rails().into_iter().filter(|rail| rail.peer == peer).collect();
+        let all = !rails.is_empty() && rails.iter().all(|rail| rail.usable);
+        if all || Instant::now() >= until {
+            return rails;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What there is to say of a rail, when so many rails of its peer work.
+pub fn judge(rail: &RailInfo, working: usize, log: &[String]) -> Finding {
     const CHECK: &str = "rail";
     let subject = format!("{} to {}", rail.nic, rail.peer_nic);
     let mtu = rail.path_mtu.map(|mtu| format!(", path MTU {mtu}")).unwrap_or_default();
