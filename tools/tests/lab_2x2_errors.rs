@@ -223,3 +223,101 @@ fn networks_of_different_mtu_work_by_agreement() {
     }
     lab.barrier();
 }
+
+/// What the doctor says, as JSON, with a look at its first verdict of a kind.
+fn doctor(name: &str, command: Command) -> Value {
+    let ended = Process::start(name, command).wait(TOLD);
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{e}: {}", ended.stderr));
+    println!("{name}: {} with status {}", report["worst"], ended.code);
+    report
+}
+
+fn doctor_line(line: &str) -> Value {
+    let mut command = Command::new(moonrail());
+    command.args(["doctor", "--json"]).args(line.split_whitespace());
+    doctor(&format!("doctor {line}"), command)
+}
+
+fn doctor_in_shell(script: &str) -> Value {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &format!("{script} exec {} doctor --json --name 10.0.0.1", moonrail())]);
+    doctor(script, command)
+}
+
+/// The first check with this verdict is this one, about this device, and it says what to do.
+fn assert_first(report: &Value, verdict: &str, check: &str, words: &str) {
+    let checks = report["checks"].as_array().expect("checks");
+    let first = checks.iter().find(|c| c["verdict"] == verdict).unwrap_or(&Value::Null);
+    assert_eq!(first["check"], check, "{report:#}");
+    assert!(first["evidence"].as_str().is_some_and(|text| text.contains(words)), "{first:#}");
+}
+
+#[test]
+fn the_doctor_names_what_is_wrong_with_a_nic() {
+    on_node_0("doctor-nic", || {
+        let healthy = doctor_line("--name 10.0.0.1");
+        let checks = healthy["checks"].as_array().expect("checks");
+        let bad: Vec<_> = checks.iter().filter(|c| c["verdict"] == "FAIL" || c["verdict"] == "WARN").collect();
+        assert!(bad.is_empty(), "{bad:#?}");
+        for check in ["port", "GID", "MTU", "registration limit", "error counters"] {
+            assert_eq!(checks.iter().filter(|c| c["check"] == check && c["verdict"] == "PASS").count(), 2, "{check}");
+        }
+        assert_first(&doctor_line("--name 10.0.0.1 --nics rxe9"), "FAIL", "RDMA devices", "rxe9");
+        set_link(1, false);
+        let (named, left_out) = (doctor_line("--name 10.0.0.1 --nics rxe1"), doctor_line("--name 10.0.0.1"));
+        set_link(1, true);
+        assert_first(&named, "FAIL", "port", "not active");
+        assert_first(&left_out, "WARN", "port", "not active");
+        assert_first(&doctor_in_shell("export MC_GID_INDEX=77;"), "FAIL", "GID", "77");
+        assert_first(&doctor_in_shell("export MC_GID_INDEX=0;"), "WARN", "GID", "MC_GID_INDEX");
+        let no_lock = "exec setpriv --bounding-set=-ipc_lock --inh-caps=-ipc_lock sh -c 'ulimit -l 64; exec $0 $@'";
+        let limited = doctor_in_shell(&format!("{no_lock} {} doctor --json --name 10.0.0.1 #", moonrail()));
+        assert_first(&limited, "FAIL", "memlock", "64 KiB");
+        let hidden = doctor_in_shell("mount -t tmpfs none /dev/infiniband;");
+        assert_first(&hidden, "FAIL", "RDMA devices", "/dev/infiniband/uverbs");
+        let library = "for f in /usr/lib/*/libibverbs.so.1; do mount --bind /dev/null $f; done; export MC_FORCE_HCA=1;";
+        assert_first(&doctor_in_shell(library), "FAIL", "RDMA devices", "libibverbs");
+    });
+}
+
+/// Four rails, each by itself; and then the packets of one of our NICs are lost, as behind a firewall on UDP port 4791.
+#[test]
+fn ping_and_doctor_see_each_rail() {
+    let lab = Lab::enter("ping");
+    if lab.node == 0 {
+        let mut server = Process::moonrail("serve --name 10.0.0.1 --size 1MiB --cores 1");
+        lab.tell("name", &server.says("listening on ", READY));
+        lab.hear("done", 1);
+        server.terminate(END).expect_ok();
+    } else {
+        let name = lab.hear("name", 0);
+        let ping = |more: &str| -> Value {
+            let ended = Process::moonrail(&format!("ping {name} --name 10.0.0.2 --count 20 --json {more}")).wait(RUN);
+            serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{e}: {}", ended.stderr))
+        };
+        let works = |report: &Value| {
+            let rails = report["rails"].as_array().cloned().unwrap_or_default();
+            let rail = |r: &Value| (r["nic"].as_str().unwrap_or("").to_owned(), r["read"]["count"] == 20);
+            rails.iter().map(rail).collect::<Vec<_>>()
+        };
+        let all = ping("");
+        assert_eq!(works(&all).iter().filter(|(_, works)| *works).count(), 4, "{all:#}");
+        assert!(all["rails"].as_array().is_some_and(|r| r.iter().all(|r| r["path_mtu"] == 4096)), "{all:#}");
+        let healthy = doctor_line(&format!("{name} --name 10.0.0.2"));
+        assert_ne!(healthy["worst"], "FAIL", "{healthy:#}");
+        assert_eq!(healthy["checks"].to_string().matches("up over rdma").count(), 4, "{healthy:#}");
+
+        run("tc", &["qdisc", "add", "dev", "eth1", "root", "netem", "loss", "100%"]);
+        let (half, one) = (ping(""), doctor_line(&format!("{name} --name 10.0.0.2 --nics rxe1")));
+        run("tc", &["qdisc", "del", "dev", "eth1", "root"]);
+        lab.tell("done", "");
+        let lost = works(&half);
+        assert_eq!(lost.len(), 4, "{half:#}");
+        assert!(lost.iter().all(|(nic, works)| *works == (nic == "rxe0")), "{half:#}");
+        let rail = one["checks"].as_array().and_then(|all| all.iter().find(|c| c["check"] == "rail").cloned());
+        let rail = rail.unwrap_or_default();
+        assert_eq!(rail["verdict"], "FAIL", "{one:#}");
+        println!("{}", rail["evidence"]);
+    }
+    lab.barrier();
+}

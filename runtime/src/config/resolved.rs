@@ -1,10 +1,11 @@
 //! What a node was told, after defaults and environment: for tools that look at a set-up before anything is started.
 
-use moonrail_control::StartError;
 use moonrail_control::metadata::MetadataUri;
 use moonrail_control::metadata::uri::UriError;
 use moonrail_control::names::HostPort;
 use moonrail_control::place::{Place, Published};
+use moonrail_control::{FabricPolicy, StartError};
+use moonrail_datapath::nic::Fabric;
 use moonrail_datapath::units::{GidIndex, Mtu, PortNum};
 
 use super::{Environment, Settings};
@@ -37,6 +38,10 @@ pub struct Resolved {
     pub gid_index: Option<GidIndex>,
     /// Largest path MTU to use (`MC_MTU`).
     pub mtu: Mtu,
+    /// Fabrics the node has at all; `None`: shared memory, RDMA, and TCP where there is no RDMA NIC.
+    pub fabrics: Option<Vec<Fabric>>,
+    /// Which of them is a must, or goes first.
+    pub policy: FabricPolicy,
     /// What is odd about the environment, in words.
     pub warnings: Vec<String>,
 }
@@ -69,6 +74,8 @@ impl Resolved {
             ib_port: PortNum(settings.ib_port),
             gid_index: settings.gid_index.map(GidIndex),
             mtu: settings.mtu,
+            fabrics: settings.fabrics,
+            policy: settings.policy,
             warnings: env.warnings,
         })
     }

@@ -20,7 +20,7 @@ use moonrail::config::Resolved;
 use moonrail_control::metadata::PriorityMatrix;
 use serde_json::json;
 
-use crate::cli::{DoctorArgs, FabricWord, NodeArgs};
+use crate::cli::{DoctorArgs, NodeArgs};
 use crate::failure::{Failure, Result};
 use crate::node;
 use crate::say;
@@ -60,8 +60,9 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
 fn look(args: &DoctorArgs, resolved: &Resolved) -> Result<Vec<Group>> {
     let (proc, sys) = (Path::new("/proc"), Path::new("/sys"));
     let env = |name: &str| std::env::var(name).ok();
-    let wants = |fabric| args.node.fabrics.contains(&fabric) || args.node.require == Some(fabric);
-    let only_others = !args.node.fabrics.is_empty() && !args.node.fabrics.contains(&FabricWord::Rdma);
+    let named = |fabric| resolved.fabrics.as_ref().is_some_and(|all| all.contains(&fabric));
+    let wants = |fabric| named(fabric) || resolved.policy.require == Some(fabric);
+    let only_others = resolved.fabrics.is_some() && !named(Fabric::Rdma);
     let names = named_devices(&args.node)?;
     // The devices take a second, the store as long as it does not answer: side by side.
     let (devices, metadata) = std::thread::scope(|scope| {
@@ -70,7 +71,7 @@ fn look(args: &DoctorArgs, resolved: &Resolved) -> Result<Vec<Group>> {
             let why = format!("not used: --fabrics leaves {} out", Fabric::Rdma);
             devices::Found { findings: vec![Finding::skip("RDMA devices", why)], usable: Vec::new() }
         } else {
-            let asked = devices::Asked { resolved, names: &names, required: wants(FabricWord::Rdma), bytes: args.size };
+            let asked = devices::Asked { resolved, names: &names, required: wants(Fabric::Rdma), bytes: args.size };
             devices::all(&asked, sys)
         };
         let metadata = metadata.join().unwrap_or_else(|_| {
@@ -78,6 +79,8 @@ fn look(args: &DoctorArgs, resolved: &Resolved) -> Result<Vec<Group>> {
         });
         (devices, metadata)
     });
+    let mut rdma = devices.findings;
+    rdma.push(system::kernel_log(proc, &devices.usable));
     let mut groups = vec![
         Group {
             title: "system",
@@ -87,12 +90,11 @@ fn look(args: &DoctorArgs, resolved: &Resolved) -> Result<Vec<Group>> {
                 system::memlock(proc, args.size, devices.usable.len()),
                 system::files(proc),
                 system::fork(proc),
-                system::ptrace(proc, wants(FabricWord::Shm)),
-                system::kernel_log(&devices.usable),
+                system::ptrace(proc, wants(Fabric::Shm)),
             ],
         },
         Group { title: "this node", findings: vec![own::address(resolved), own::port(resolved)] },
-        Group { title: "RDMA", findings: devices.findings },
+        Group { title: "RDMA", findings: rdma },
         Group { title: "metadata", findings: metadata },
     ];
     if let Some(peer) = &args.peer {
