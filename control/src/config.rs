@@ -173,6 +173,24 @@ pub struct RailOptions {
     pub same_name_only: bool,
     /// Peer NICs to use with a local one (`MC_NIC_PEER_AFFINITY`), by name; empty = no restriction.
     pub peer_affinity: Vec<(String, Vec<String>)>,
+    /// Rails one RDMA or TCP NIC keeps connected (`MC_MAX_EP_PER_CTX`), 1 to [`RAILS_PER_NIC_MAX`], lowered to what the
+    /// devices and cores have room for. Rails in use are never evicted, so there may be more while there is more use.
+    pub rails_per_nic: usize,
+    /// Which of those over the limit go first (`MC_ENDPOINT_STORE_TYPE`).
+    pub eviction: Eviction,
+}
+
+/// Upper end of [`RailOptions::rails_per_nic`], and its default: as upstream's.
+pub const RAILS_PER_NIC_MAX: usize = 65_536;
+
+/// Which idle rail is evicted first.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Eviction {
+    /// The one that was used least recently (upstream's SIEVE comes near to that).
+    #[default]
+    LeastRecentlyUsed,
+    /// The one that was connected first (upstream's FIFO).
+    Oldest,
 }
 
 impl Default for RailOptions {
@@ -194,6 +212,8 @@ impl Default for RailOptions {
             max_inline: 64,
             same_name_only: false,
             peer_affinity: Vec::new(),
+            rails_per_nic: RAILS_PER_NIC_MAX,
+            eviction: Eviction::default(),
         }
     }
 }

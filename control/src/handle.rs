@@ -1,6 +1,7 @@
 //! What other crates hold of the control thread: a handle whose every call is bounded in time and never panics.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -81,6 +82,10 @@ pub struct RailReport {
     pub unfenced: usize,
     /// What went wrong last, if it is not repaired.
     pub trouble: Option<String>,
+    /// Whether it was idle and evicted: it is connected again when it is used.
+    pub evicted: bool,
+    /// How often that happened.
+    pub evictions: u64,
     /// What its core counts, over all its lives.
     pub counters: Arc<RailCounters>,
 }
@@ -152,6 +157,7 @@ struct Shared {
     questions: Option<Sender<Question>>,
     doorbell: Arc<Doorbell>,
     clock: Clock,
+    evictions: Arc<[AtomicU64]>,
 }
 
 impl Drop for Shared {
@@ -270,6 +276,11 @@ impl Control {
         }
     }
 
+    /// Idle rails evicted so far from the NIC of this number, in the order given at start. One load; any thread.
+    pub fn evictions(&self, nic: usize) -> u64 {
+        self.shared.evictions.get(nic).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
     /// The last 256 incidents, oldest first.
     pub fn incidents(&self) -> Vec<Incident> {
         match self.ask("incidents", Call::Incidents, Instant::now() + AT_ONCE) {
@@ -345,8 +356,9 @@ impl Control {
         questions: Sender<Question>,
         doorbell: Arc<Doorbell>,
         clock: Clock,
+        evictions: Arc<[AtomicU64]>,
     ) -> Self {
-        Self { shared: Arc::new(Shared { name, rpc, questions: Some(questions), doorbell, clock }) }
+        Self { shared: Arc::new(Shared { name, rpc, questions: Some(questions), doorbell, clock, evictions }) }
     }
 
     /// Publishes the node for the first time.

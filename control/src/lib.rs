@@ -43,7 +43,8 @@ mod start;
 pub mod wire;
 
 pub use config::{
-    Clock, ControlConfig, ControlNic, CoreLink, HandshakeOptions, LogLevel, LogRecord, LogSink, PortChoice, RailOptions,
+    Clock, ControlConfig, ControlNic, CoreLink, Eviction, HandshakeOptions, LogLevel, LogRecord, LogSink, PortChoice,
+    RAILS_PER_NIC_MAX, RailOptions,
 };
 pub use error::{ControlError, DialError, NotifyError, OpenError, PublishError, StartError};
 pub use fabric::FabricPolicy;

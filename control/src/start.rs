@@ -6,12 +6,12 @@ use std::net::TcpListener;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant, SystemTime};
 
-use moonrail_datapath::limits::QPS_PER_RAIL_MAX;
-use moonrail_datapath::nic::PortState;
+use moonrail_datapath::limits::{QP_SLOTS, QPS_PER_RAIL_MAX};
+use moonrail_datapath::nic::{Fabric, PortState};
 use moonrail_datapath::units::{CoreId, Nanos};
 
 use crate::brain::{BeginError, Brain, BrainConfig, BrainNic};
-use crate::config::{ControlConfig, LogLevel, LogRecord, PortChoice};
+use crate::config::{ControlConfig, ControlNic, LogLevel, LogRecord, PortChoice, RAILS_PER_NIC_MAX, RailOptions};
 use crate::connect::{NicFacts, query};
 use crate::driver::{Driver, Parts};
 use crate::error::StartError;
@@ -38,6 +38,7 @@ pub fn start(config: ControlConfig) -> Result<Control, StartError> {
         MetadataUri::Store(uri) => Some(StoreClient::open(uri, &config.store)?),
     };
     let span = Nanos::from_duration;
+    let rails = RailOptions { rails_per_nic: rails_per_nic(&config), ..config.rails.clone() };
     let brain = Brain::new(BrainConfig {
         name: name.clone(),
         store: store.as_ref().map(|_| KeySpace::new(&config.cluster_id)),
@@ -50,7 +51,7 @@ pub fn start(config: ControlConfig) -> Result<Control, StartError> {
         nics,
         cores: config.cores.len() as u16,
         matrix: config.matrix.clone(),
-        rails: config.rails.clone(),
+        rails,
         fabrics: config.fabrics,
         dial_timeout: span(config.handshake.connect_timeout).plus(span(config.handshake.reply_timeout)),
         store_timeout: span(config.store.deadline).plus(Nanos::from_secs(1)),
@@ -65,7 +66,8 @@ pub fn start(config: ControlConfig) -> Result<Control, StartError> {
     (config.log)(LogRecord { level: LogLevel::Info, text });
 
     let (questions, asked) = channel();
-    let control = Control::assemble(name, rpc, questions, config.doorbell.clone(), config.clock.clone());
+    let (doorbell, clock) = (config.doorbell.clone(), config.clock.clone());
+    let control = Control::assemble(name, rpc, questions, doorbell, clock, brain.evictions());
     // Two puts, and on an HTTP store with a stale address of ours the whole detour.
     let patience = config.store.deadline * 4 + config.handshake.connect_timeout + config.handshake.reply_timeout;
     spawn(config, Parts { brain, listener, store, questions: asked })?;
@@ -114,6 +116,9 @@ fn check_options(config: &ControlConfig) -> Result<(), StartError> {
     if !(1..=QPS_PER_RAIL_MAX).contains(&rails.tcp_lanes) {
         return refuse("connections per TCP rail (MC_TCP_LANES_PER_PEER)", &format!("1 to {QPS_PER_RAIL_MAX}"));
     }
+    if !(1..=RAILS_PER_NIC_MAX).contains(&rails.rails_per_nic) {
+        return refuse("rails per NIC (MC_MAX_EP_PER_CTX)", &format!("1 to {RAILS_PER_NIC_MAX}"));
+    }
     if rails.timeout > 31 || rails.retry_cnt > 7 || rails.service_level > 15 {
         return refuse("ACK timeout, transport retries, service level", "at most 31, 7 and 15");
     }
@@ -124,6 +129,27 @@ fn check_options(config: &ControlConfig) -> Result<(), StartError> {
         return refuse("cores", "1 to 64");
     }
     Ok(())
+}
+
+/// The limit that was asked for, lowered to what the devices have queue pairs for, and to three quarters of what the cores
+/// have places for: the rest is for rails in use beyond the limit.
+fn rails_per_nic(config: &ControlConfig) -> usize {
+    let polls = |nic: &ControlNic, core: usize| nic.cqs.get(core).is_some_and(Option::is_some);
+    let room = |nic: &ControlNic| {
+        let qps = match nic.nic.fabric() {
+            Fabric::Rdma => config.rails.qps_per_rail,
+            Fabric::Tcp => config.rails.tcp_lanes,
+            // One rail to each process of this host: never evicted.
+            Fabric::Shm => return None,
+        };
+        let sharing = |core: usize| config.nics.iter().filter(|nic| polls(nic, core)).count();
+        let places = (0..config.cores.len()).filter(|core| polls(nic, *core)).map(|core| QP_SLOTS / sharing(core));
+        // A device that does not say how many it has has enough.
+        let device = Some(nic.nic.device().max_qp as usize).filter(|most| *most > 0).unwrap_or(usize::MAX);
+        let places = Some(places.sum::<usize>() / 4 * 3).filter(|places| *places > 0)?;
+        Some((places.min(device) / qps).max(1))
+    };
+    config.nics.iter().filter_map(room).fold(config.rails.rails_per_nic, usize::min)
 }
 
 fn look_at_nics(config: &ControlConfig) -> Result<Vec<BrainNic>, StartError> {

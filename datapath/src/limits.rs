@@ -35,9 +35,12 @@ pub const WORK_RING: usize = 4096;
 /// Entries of a core's command ring: every queue pair adopted and retired at once.
 pub const COMMAND_RING: usize = 2 * QP_SLOTS;
 
-/// Places of a core's event ring that only rails take: each slot may have a proven rail, its first error and a drained or
-/// overdue queue pair to tell, and none of these can be refused. The rest is for the few things a core tells once.
-pub const EVENTS_OF_RAILS: usize = 3 * QP_SLOTS + 64;
+/// Rails that control asks back at once: each may be told to be in use.
+pub const YIELDS_MAX: usize = 16;
+
+/// Places of a core's event ring that only rails take: each slot may have a proven rail, its first error and a drained,
+/// yielded or overdue queue pair to tell, and none of these can be refused. The rest is for the few things a core tells once.
+pub const EVENTS_OF_RAILS: usize = 3 * QP_SLOTS + YIELDS_MAX + 64;
 
 /// Entries of a core's event ring: what rails tell, and every active work reported finished.
 pub const EVENT_RING: usize = EVENTS_OF_RAILS + ACTIVE_WORKS;

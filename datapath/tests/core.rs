@@ -5,14 +5,14 @@ mod rig;
 use std::sync::Arc;
 use std::time::Instant;
 
-use moonrail_datapath::core::{Command, CoreEvent};
+use moonrail_datapath::core::{Command, CoreEvent, RailSpec};
 use moonrail_datapath::error::{Cause, SliceError};
 use moonrail_datapath::nic::sim::SimOptions;
 use moonrail_datapath::nic::{Op, WcStatus};
 use moonrail_datapath::region::{Chunk, Region};
 use moonrail_datapath::slice::Extent;
 use moonrail_datapath::transfer::{RemoteBuffer, RemoteBuffers, Route};
-use moonrail_datapath::units::{Nanos, PeerId};
+use moonrail_datapath::units::{Nanos, NicId, PeerId, PeerNicId};
 use moonrail_datapath::work::TransferStatus;
 
 use rig::{Rig, bytes, pattern};
@@ -328,4 +328,55 @@ fn the_end_of_a_batch_that_somebody_sleeps_on_is_rung_for_after_it_is_told() {
         }
     }
     assert_eq!((told, work.completion().is_done()), (1, true));
+}
+
+/// A rail is given back whole and unharmed, or not at all: nothing that is posted, or waits, loses its way.
+#[test]
+fn a_rail_is_given_back_only_while_nobody_needs_it() {
+    let mut rig = Rig::new(21, 1, 1, SimOptions::default());
+    let key = rig.connect(0, 0, 0, 2);
+    let (local, far) = (Rig::region(&rig.near, 4 << 20), Rig::region(&rig.far, 4 << 20));
+    let remote = rig.remote(&far);
+    assert!(rig.run_until(SECOND, |r| r.counters[0].completions.get() == 2), "both trials");
+    local.memory().write(0, &pattern(4 << 20, 3)).unwrap();
+    let write = rig.work(Op::Write, &local, &remote, &[(0, 0, 4 << 20)]);
+    rig.submit(&write);
+    let mut asked = 0;
+    while !write.completion().is_done() {
+        rig.turn(Nanos::from_micros(1));
+        if !write.completion().is_done() && rig.cores[0].outstanding() > 0 {
+            rig.inboxes[0].command(Command::Yield { key }).ok().unwrap();
+            rig.turn(Nanos::from_micros(1));
+            asked += 1;
+        }
+    }
+    assert!(asked > 10 && rig.yielded.len() <= 2, "{asked} questions");
+    assert!(rig.in_use + 1 >= asked, "{} of {asked} were refused", rig.in_use);
+    assert_eq!(write.transfers()[0].status(), TransferStatus::Done);
+    assert!(bytes(&far) == pattern(4 << 20, 3));
+    if rig.yielded.is_empty() {
+        rig.inboxes[0].command(Command::Yield { key }).ok().unwrap();
+        rig.turn(Nanos::from_micros(1));
+    }
+    assert_eq!((rig.yielded.len(), rig.peer.routes(), rig.counters[0].first_errors.get()), (2, 0, 0));
+    // A second question about it finds nobody.
+    rig.inboxes[0].command(Command::Yield { key }).ok().unwrap();
+    rig.turn(Nanos::from_micros(1));
+    // Adopted again, it carries bytes as before.
+    let spec = RailSpec {
+        key,
+        peer: rig.peer.clone(),
+        nic: NicId(0),
+        peer_nic: PeerNicId(0),
+        counters: rig.rail_counters[0].clone(),
+    };
+    for qp in std::mem::take(&mut rig.yielded) {
+        rig.inboxes[0].command(Command::Adopt { rail: spec.clone(), qp }).ok().unwrap();
+    }
+    far.memory().write(0, &pattern(4 << 20, 4)).unwrap();
+    let read = rig.work(Op::Read, &local, &remote, &[(0, 0, 4 << 20)]);
+    rig.submit(&read);
+    assert!(rig.run_until(SECOND, |_| read.completion().is_done()));
+    assert!(bytes(&local) == pattern(4 << 20, 4));
+    assert!(rig.first_errors.is_empty());
 }

@@ -13,6 +13,7 @@ use crate::error::BuildError;
 use crate::log::{Level, Sink};
 use crate::open::Wanted;
 use crate::plan::Plan;
+use moonrail_control::Eviction;
 
 /// How a data core waits for work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -81,6 +82,9 @@ integers! {
     pkey_index: u32;
     /// Queue pairs per rail, 1 to 8 (MC_NUM_QP_PER_EP). A stock peer must have the same.
     qps_per_rail: usize;
+    /// Rails an RDMA or TCP NIC keeps connected, 1 to 65535, lowered to what devices and cores have room for
+    /// (MC_MAX_EP_PER_CTX). Of more, idle ones are evicted and connected again when they are used; those in use stay.
+    rails_per_nic: usize;
     /// Send-queue entries per queue pair, 1 to 65535 (MC_MAX_WR).
     max_wr: u32;
     /// Gather entries per work request, 1 to 65535 (MC_MAX_SGE).
@@ -270,6 +274,14 @@ impl EngineBuilder {
     #[must_use]
     pub fn peer_affinity(mut self, rules: Vec<(String, Vec<String>)>) -> Self {
         self.given.peer_affinity = Some(rules);
+        self
+    }
+
+    /// Which idle rail is evicted first where a NIC has more than [`EngineBuilder::rails_per_nic`]; the one used least
+    /// recently, unless something else is said (MC_ENDPOINT_STORE_TYPE).
+    #[must_use]
+    pub fn eviction(mut self, first: Eviction) -> Self {
+        self.given.eviction = Some(first);
         self
     }
 

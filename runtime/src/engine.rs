@@ -50,6 +50,8 @@ pub struct NicInfo {
     pub cores: Vec<u16>,
     /// Bytes registered on it.
     pub registered: u64,
+    /// Idle rails that were evicted from it, because it had more than `rails_per_nic`.
+    pub evictions: u64,
 }
 
 /// The port of an RDMA NIC.
@@ -78,7 +80,8 @@ pub struct RailInfo {
     pub peer_nic: String,
     /// What carries its bytes.
     pub fabric: Fabric,
-    /// `down`, `connecting`, `waiting`, `trial` or `up`, and what is wrong if something is.
+    /// `down`, `connecting`, `waiting`, `trial` or `up`, and what is wrong if something is; `evicted` where it was idle and is
+    /// connected again when it is used.
     pub state: String,
     /// Whether it carries slices now.
     pub usable: bool,
@@ -94,6 +97,8 @@ pub struct RailInfo {
     pub moonrail: bool,
     /// Bytes it has moved.
     pub bytes: u64,
+    /// How often it was evicted.
+    pub evictions: u64,
 }
 
 /// What followed from one first error on one queue pair.
@@ -264,15 +269,16 @@ impl Engine {
 
     /// The NICs in use.
     pub fn nics(&self) -> Vec<NicInfo> {
-        let info = |nic: &OpenNic| NicInfo {
+        let info = |(at, nic): (usize, &OpenNic)| NicInfo {
             name: nic.nic.name().to_owned(),
             fabric: nic.nic.fabric(),
             port: nic.port.clone(),
             numa_node: nic.nic.device().numa_node,
             cores: nic.cores.clone(),
             registered: nic.registered.load(Ordering::Relaxed),
+            evictions: self.shared.control.evictions(at),
         };
-        self.shared.nics.iter().map(info).collect()
+        self.shared.nics.iter().enumerate().map(info).collect()
     }
 
     /// NUMA nodes of this machine, by number: `cpu:N` as location of memory.
@@ -285,6 +291,7 @@ impl Engine {
         let info = |rail: moonrail_control::RailReport| RailInfo {
             state: match &rail.trouble {
                 Some(trouble) => format!("{}: {trouble}", state_name(rail.state)),
+                None if rail.evicted => "evicted".to_owned(),
                 None => state_name(rail.state).to_owned(),
             },
             usable: rail.state == RailState::Usable,
@@ -298,6 +305,7 @@ impl Engine {
             lives: rail.lives,
             moonrail: rail.moonrail,
             bytes: rail.counters.bytes.get(),
+            evictions: rail.evictions,
         };
         self.shared.control.rails().into_iter().map(info).collect()
     }

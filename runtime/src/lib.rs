@@ -98,7 +98,7 @@ pub use plan::{CorePlan, Plan};
 pub use region::Region;
 pub use segment::{RemoteRange, Segment};
 
-pub use moonrail_control::{FabricPolicy, Way};
+pub use moonrail_control::{Eviction, FabricPolicy, Way};
 pub use moonrail_datapath::error::Cause;
 pub use moonrail_datapath::nic::{Fabric, Nic, Op};
 pub use moonrail_datapath::region::{Memory, OutOfRange};

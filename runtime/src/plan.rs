@@ -56,6 +56,7 @@ pub(crate) fn plan(builder: EngineBuilder) -> Result<Plan, BuildError> {
         numa_node: usable.nic.device().numa_node,
         cores: places.iter().enumerate().filter(|(_, p)| p.nics.contains(&index)).map(|(c, _)| c as u16).collect(),
         registered: 0,
+        evictions: 0,
     });
     let cores = places.iter().map(|place| CorePlan {
         cpu: place.cpu,

@@ -282,6 +282,8 @@ fn stop_cores(inboxes: &[Arc<Inbox>], threads: Vec<JoinHandle<()>>) {
 fn rail_options(settings: &Settings) -> RailOptions {
     RailOptions {
         qps_per_rail: settings.qps_per_rail,
+        rails_per_nic: settings.rails_per_nic,
+        eviction: settings.eviction,
         tcp_lanes: settings.tcp_lanes,
         tcp_v1: settings.tcp_v1,
         mtu_max: settings.mtu,

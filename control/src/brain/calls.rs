@@ -91,6 +91,8 @@ impl Brain {
             moonrail: rail.theirs().is_some_and(crate::handshake::PeerEnd::is_moonrail),
             unfenced: rail.old.iter().filter(|life| !life.proof).count(),
             trouble: rail.trouble.clone(),
+            evicted: rail.evicted.is_some(),
+            evictions: rail.evictions,
             counters: rail.counters.clone(),
         };
         self.rails.iter().map(report).collect()

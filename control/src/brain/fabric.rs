@@ -298,6 +298,7 @@ impl Brain {
         };
         let state = &mut self.rails[rail];
         state.core = core;
+        state.evicted = None;
         state.end = End::Dialling(theirs);
         let count = state.count;
         self.run(nic, JobKind::Dial { core, count, caps, target, within }, Pending::End(rail));

@@ -91,6 +91,9 @@ impl Brain {
             return self.fence_reply(&inbound);
         };
         let asked = &inbound.hello.extra.fence_qpns;
+        if self.is_paired(rail, asked) && inbound.hello.extra.if_idle && !self.stopping {
+            return self.idle_asked(rail, inbound);
+        }
         if self.is_paired(rail, asked) {
             match &self.rails[rail].end {
                 End::Whole(_) => self.replace(rail),
@@ -104,16 +107,20 @@ impl Brain {
             // The rail is as good as new for both: whoever wants it connects again.
             self.retry_in(rail, Nanos::ZERO);
         }
+        self.keep_question(rail, inbound);
+        self.answer_fences(rail);
+    }
+
+    pub(super) fn keep_question(&mut self, rail: usize, inbound: Inbound) {
         self.rails[rail].questions.push(inbound);
         if self.rails[rail].questions.len() > QUESTIONS_MAX {
             let oldest = self.rails[rail].questions.remove(0);
             self.out.push(Action::Close { conn: oldest.conn });
         }
-        self.answer_fences(rail);
     }
 
     /// Whether the present end is connected to one of these queue pairs.
-    fn is_paired(&self, rail: usize, qpns: &[Qpn]) -> bool {
+    pub(super) fn is_paired(&self, rail: usize, qpns: &[Qpn]) -> bool {
         self.rails[rail].theirs().is_some_and(|theirs| theirs.qpns.iter().any(|qpn| qpns.contains(qpn)))
     }
 

@@ -11,11 +11,11 @@
 
 use moonrail_datapath::core::port::{Command, CoreEvent, RailKey};
 use moonrail_datapath::error::{Cause, FaultClass, FirstError, classify};
-use moonrail_datapath::nic::{Fabric, Op, PostHalf, WcStatus};
+use moonrail_datapath::nic::{ConnectedQp, Fabric, Op, PostHalf, WcStatus};
 use moonrail_datapath::units::{CoreId, Nanos, NicId, PeerId};
 
 use super::event::{Action, Answer, Token};
-use super::rail::{End, Life, OldLife};
+use super::rail::{End, Leave, Life, OldLife};
 use super::{Brain, INCIDENTS, Kind, Pending, Timer};
 use crate::config::LogLevel;
 use crate::connect::{JobKind, Outcome, Unused};
@@ -49,6 +49,8 @@ impl Brain {
         match event {
             CoreEvent::FirstError { key, error } => self.first_error(key, &error),
             CoreEvent::Drained { key, qp, flushed, needs_fence } => self.drained(key, qp, flushed, needs_fence),
+            CoreEvent::Yielded { key, qp } => self.yielded(key, qp),
+            CoreEvent::InUse { key } => self.in_use(key),
             CoreEvent::Overdue { key, slot, qp } => self.overdue(key, slot, qp),
             CoreEvent::Proven { key } => self.proven(key),
             CoreEvent::Wanted { peer } => self.wanted(peer),
@@ -126,7 +128,7 @@ impl Brain {
     }
 
     /// The rail whose present life this is.
-    fn living(&self, key: RailKey) -> Option<usize> {
+    pub(super) fn living(&self, key: RailKey) -> Option<usize> {
         let rail = key.rail.0 as usize;
         matches!(&self.rails.get(rail)?.end, End::Whole(life) if life.key == key).then_some(rail)
     }
@@ -182,7 +184,7 @@ impl Brain {
     /// The peer presents fresh queue pairs: ends the present life without blaming anybody.
     pub(super) fn replace(&mut self, rail: usize) {
         if let End::Whole(life) = &self.rails[rail].end {
-            let used = life.proven.is_some();
+            let used = life.proven.is_some() && life.leave == Leave::No;
             let text = "the peer connects anew (restarted, or saw an error that we did not): Retiring stale endpoint";
             if used {
                 self.open_incident(rail, text, &Seen::default());
@@ -194,7 +196,7 @@ impl Brain {
 
     /// Takes the present life from the core. It becomes an old one.
     pub(super) fn retire(&mut self, rail: usize) {
-        let Life { key, ours, theirs, admins, proven, posts, needs_fence, .. } =
+        let Life { key, ours, theirs, admins, proven, idle, mut posts, needs_fence, .. } =
             match std::mem::replace(&mut self.rails[rail].end, End::Down) {
                 End::Whole(life) => life,
                 end => {
@@ -202,6 +204,7 @@ impl Brain {
                     return;
                 }
             };
+        posts.extend(idle.into_iter().map(ConnectedQp::into_post_half));
         let (core, nic) = (self.rails[rail].core, self.rails[rail].nic);
         if proven.is_some_and(|since| self.now.since(since) >= SETTLED) {
             self.rails[rail].backoff.reset();
@@ -260,7 +263,7 @@ impl Brain {
         self.rails.get_mut(key.rail.0 as usize)?.old.iter_mut().find(|life| life.key == key)
     }
 
-    fn drained(&mut self, key: RailKey, qp: PostHalf, flushed: u32, needs_fence: bool) {
+    pub(super) fn drained(&mut self, key: RailKey, qp: PostHalf, flushed: u32, needs_fence: bool) {
         if let Some(rail) = self.living(key) {
             // The core gives it back unasked.
             if self.stopping {
@@ -462,6 +465,7 @@ impl Brain {
             self.fetch(peer);
         }
         self.try_again_if_idle(peer);
+        self.use_again(peer);
         self.connect_peer(peer);
         self.check_reach(peer);
         if self.peer(peer).unreachable {
@@ -568,6 +572,10 @@ impl Brain {
                 self.out.push(Action::Close { conn: inbound.conn });
             }
             self.drop_end(rail);
+            if matches!(self.rails[rail].leave(), Leave::Peer { .. }) {
+                // The core has nothing of it that it could give back.
+                self.retire(rail);
+            }
         }
         self.maybe_stopped();
     }

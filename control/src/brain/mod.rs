@@ -10,6 +10,7 @@
 //!            fabric   what carries the bytes to a peer, and rails that are dialled
 //!            shake    a rail from nothing to connected, as initiator and as responder
 //!            life     a rail from connected to buried: first error, incident, drain
+//!            evict    idle rails over the limit of a NIC
 //!            fence    proof from the peer that a former life's WRITEs can no longer land
 //!            nics     our NICs coming and going
 //!        ──▶ actions
@@ -20,6 +21,7 @@
 
 mod calls;
 mod event;
+mod evict;
 mod fabric;
 mod fence;
 mod life;
@@ -31,6 +33,8 @@ mod server;
 mod shake;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 
 use moonrail_datapath::core::port::Command;
@@ -150,6 +154,11 @@ enum Pending {
         rail: usize,
         life: u32,
     },
+    /// A question whether the peer's end is idle.
+    Idle {
+        rail: usize,
+        life: u32,
+    },
 }
 
 /// What a caller waits for.
@@ -173,6 +182,7 @@ enum Timer {
     Call(CallId),
     Job(Token),
     Nic(u16),
+    Relief(u16),
     Own,
     Stop,
 }
@@ -208,6 +218,7 @@ pub struct Brain {
     by_path: HashMap<(NicId, String), usize>,
     incidents: VecDeque<Incident>,
     incident_count: u64,
+    evictions: Arc<[AtomicU64]>,
     notifications: VecDeque<Notification>,
     notification_bytes: usize,
     stopping: bool,
@@ -218,6 +229,7 @@ impl Brain {
     /// A brain that knows nobody yet.
     pub fn new(config: BrainConfig) -> Self {
         let nics = config.nics.iter().map(NicState::new).collect();
+        let evictions = config.nics.iter().map(|_| AtomicU64::new(0)).collect();
         Self {
             now: Nanos::ZERO,
             out: Vec::new(),
@@ -237,12 +249,18 @@ impl Brain {
             by_path: HashMap::new(),
             incidents: VecDeque::new(),
             incident_count: 0,
+            evictions,
             notifications: VecDeque::new(),
             notification_bytes: 0,
             stopping: false,
             cores_left: config.cores,
             config,
         }
+    }
+
+    /// Rails evicted so far, by NIC. Anybody may read it at any time.
+    pub fn evictions(&self) -> Arc<[AtomicU64]> {
+        self.evictions.clone()
     }
 
     /// Takes one event; what is to be done is added to `out`, in order.
@@ -288,6 +306,7 @@ impl Brain {
                 Timer::Rail(rail) => self.rail_due(rail),
                 Timer::Call(id) => self.call_due(id),
                 Timer::Nic(nic) => self.nic_due(NicId(nic)),
+                Timer::Relief(nic) => self.relieve(NicId(nic)),
                 Timer::Own => self.own_due(),
                 Timer::Stop => self.stop_now(),
                 Timer::Job(token) => {
@@ -356,6 +375,7 @@ impl Brain {
             Some(Pending::Hello { rail, ours }) => self.hello_replied(rail, token, ours, result),
             Some(Pending::Ack { rail, qpns }) => self.ack_replied(rail, &qpns, result),
             Some(Pending::Fence { rail, life }) => self.fence_replied(rail, life, result),
+            Some(Pending::Idle { rail, life }) => self.idle_replied(rail, life, result),
             Some(Pending::Notify(id)) => self.messaged(id, result, true),
             Some(Pending::Probe(id)) => self.messaged(id, result, false),
             Some(Pending::Own(step)) => self.own_probed(step, &result),

@@ -27,6 +27,11 @@ pub(super) struct NicState {
     dead: bool,
     querying: bool,
     query_again: bool,
+    /// When its rails are to be counted, if that is planned.
+    pub(super) relief: Option<Nanos>,
+    /// Rails evicted since the last line about them, and when that was.
+    pub(super) unlogged: u64,
+    pub(super) logged: Option<Nanos>,
 }
 
 impl NicState {
@@ -42,6 +47,9 @@ impl NicState {
             dead: false,
             querying: false,
             query_again: false,
+            relief: None,
+            unlogged: 0,
+            logged: None,
         }
     }
 

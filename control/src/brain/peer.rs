@@ -157,6 +157,7 @@ impl Brain {
             Err(error) => return self.answer(id, Answer::Opened(Err(error))),
         };
         self.peer_mut(peer).wanted = Some(self.now);
+        self.use_again(peer);
         if name == self.config.name {
             let own = self.own_descriptor();
             self.take_descriptor(peer, own);

@@ -68,6 +68,23 @@ pub(super) struct Rail {
     pub(super) questions: Vec<Inbound>,
     /// Jobs that destroy queue pairs which the peer may be connected to.
     pub(super) dying: u32,
+    /// It was evicted, by whom and when: it is not connected before it is used again.
+    pub(super) evicted: Option<(By, Nanos)>,
+    /// When it was last evicted.
+    pub(super) left: Option<Nanos>,
+    /// Evictions so far.
+    pub(super) evictions: u64,
+    /// How long it has to be unused to count as idle.
+    pub(super) patience: Nanos,
+    /// When it was last found to be in use, here or at the peer.
+    pub(super) kept: Option<Nanos>,
+}
+
+/// Whose NIC has too many rails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum By {
+    Us,
+    Peer,
 }
 
 /// A request that waits for its reply.
@@ -118,10 +135,40 @@ pub(super) struct Life {
     pub(super) since: Nanos,
     /// When its trial came back.
     pub(super) proven: Option<Nanos>,
+    /// How far its eviction is.
+    pub(super) leave: Leave,
+    /// What the core gave back of it for that, whole: all of it or nothing.
+    pub(super) idle: Vec<ConnectedQp>,
     /// What a core that stops gave back of it.
     pub(super) posts: Vec<PostHalf>,
     /// One of those had WRITEs outstanding when it failed.
     pub(super) needs_fence: bool,
+}
+
+/// How far the eviction of a life is ([`super::evict`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Leave {
+    No,
+    /// The core is asked to give it back.
+    Core {
+        since: Nanos,
+    },
+    /// It gave it back. The peer is asked whether its end is idle too; `again`: to be asked once more, then.
+    Peer {
+        since: Nanos,
+        tries: u32,
+        again: Option<Nanos>,
+    },
+}
+
+impl Leave {
+    /// When it was begun.
+    pub(super) fn since(self) -> Option<Nanos> {
+        match self {
+            Self::No => None,
+            Self::Core { since } | Self::Peer { since, .. } => Some(since),
+        }
+    }
 }
 
 /// A life that is over: its queue pairs on their way from the core to their end.
@@ -227,7 +274,15 @@ impl Rail {
     }
 
     pub(super) fn is_proven(&self) -> bool {
-        matches!(&self.end, End::Whole(life) if life.proven.is_some())
+        matches!(&self.end, End::Whole(life) if life.proven.is_some() && life.idle.is_empty())
+    }
+
+    /// How far the eviction of its present life is.
+    pub(super) fn leave(&self) -> Leave {
+        match &self.end {
+            End::Whole(life) => life.leave,
+            _ => Leave::No,
+        }
     }
 
     /// Whether a former life waits for proof that its WRITEs can no longer land.

@@ -11,11 +11,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use moonrail_datapath::core::port::{Command, RailKey, RailSpec};
-use moonrail_datapath::nic::{Fabric, QpCaps};
+use moonrail_datapath::nic::{ConnectedQp, Fabric, QpCaps};
 use moonrail_datapath::units::{CoreId, Mtu, Nanos, NicId, PeerId, PeerNicId, Qpn, RailId, SqPsn};
 
 use super::peer::{NoReply, is_connectable};
-use super::rail::{End, Inbound, Life, Rail, Then};
+use super::rail::{End, Inbound, Leave, Life, Rail, Then};
 use super::{Brain, Pending, Timer};
 use crate::connect::{JobKind, Outcome, Unused};
 use crate::handle::RemoteSegment;
@@ -33,7 +33,7 @@ const READY_WITHIN: Nanos = Nanos::from_secs(10);
 const READY_AT_ALL: Nanos = Nanos::from_secs(30);
 /// How long a core may take for a rail's trial: longer than a device retries a request. No answer at all, not even an error,
 /// is a completion queue that tells nothing any more.
-const TRIAL_WITHIN: Nanos = Nanos::from_secs(10);
+pub(super) const TRIAL_WITHIN: Nanos = Nanos::from_secs(10);
 /// How long after work last waited for a peer its rails go on being tried.
 const WANTED_FOR: Nanos = Nanos::from_secs(30);
 
@@ -137,6 +137,11 @@ impl Brain {
             fence: super::fence::Asking::default(),
             questions: Vec::new(),
             dying: 0,
+            evicted: None,
+            left: None,
+            evictions: 0,
+            patience: super::evict::IDLE_FOR,
+            kept: None,
         });
         self.rails[at].core = self.choose_core(at);
         self.peer_mut(peer).rails.push(at);
@@ -176,7 +181,8 @@ impl Brain {
             && self.nics[usize::from(state.nic.0)].is_up()
             && state.dying == 0
             && state.old.iter().all(super::rail::OldLife::is_drained)
-            && state.retry_at.is_none_or(|at| at <= self.now);
+            && state.retry_at.is_none_or(|at| at <= self.now)
+            && (state.evicted.is_none() || state.wants_fence());
         if !ready || self.stopping || !self.is_wanted(rail) {
             return;
         }
@@ -209,6 +215,7 @@ impl Brain {
         };
         let state = &mut self.rails[rail];
         state.core = core;
+        state.evicted = None;
         state.end = End::Making(for_peer.map(Box::new));
         let (nic, count) = (state.nic, state.count);
         self.run(nic, JobKind::Make { core, count, caps }, Pending::End(rail));
@@ -567,23 +574,11 @@ impl Brain {
         ours: OwnEnd,
         theirs: PeerEnd,
         mtu: Mtu,
-        halves: Vec<(moonrail_datapath::nic::ConnectedQp, moonrail_datapath::nic::AdminHalf)>,
+        halves: Vec<(ConnectedQp, moonrail_datapath::nic::AdminHalf)>,
     ) {
-        let state = &self.rails[rail];
-        let key = RailKey { rail: state.id, life: state.lives };
-        let spec = RailSpec {
-            key,
-            peer: self.peer(state.peer).shared.clone(),
-            nic: state.nic,
-            peer_nic: state.peer_nic,
-            counters: state.counters.clone(),
-        };
-        let core = state.core;
-        let mut admins = Vec::with_capacity(halves.len());
-        for (qp, admin) in halves {
-            self.command(core, Command::Adopt { rail: spec.clone(), qp });
-            admins.push(admin);
-        }
+        let key = RailKey { rail: self.rails[rail].id, life: self.rails[rail].lives };
+        let (qps, admins): (Vec<_>, Vec<_>) = halves.into_iter().unzip();
+        self.give_to_core(rail, key, qps);
         let state = &mut self.rails[rail];
         state.lives += 1;
         state.retry_at = None;
@@ -595,6 +590,8 @@ impl Brain {
             admins,
             since: self.now,
             proven: None,
+            leave: Leave::No,
+            idle: Vec::new(),
             posts: Vec::new(),
             needs_fence: false,
         };
@@ -603,6 +600,23 @@ impl Brain {
         // It made fresh queue pairs for this pair of NICs and said that they are ready: what it had before is retired.
         if !self.rails[rail].fabric.is_dialled() {
             self.prove(rail);
+        }
+        self.note_return(rail);
+    }
+
+    /// Hands a life to the rail's core, which tries it out.
+    pub(super) fn give_to_core(&mut self, rail: usize, key: RailKey, qps: Vec<ConnectedQp>) {
+        let state = &self.rails[rail];
+        let spec = RailSpec {
+            key,
+            peer: self.peer(state.peer).shared.clone(),
+            nic: state.nic,
+            peer_nic: state.peer_nic,
+            counters: state.counters.clone(),
+        };
+        let core = state.core;
+        for qp in qps {
+            self.command(core, Command::Adopt { rail: spec.clone(), qp });
         }
     }
 
@@ -665,6 +679,7 @@ impl Brain {
         {
             self.lose(rail, "the rail's trial has not come back, not even as an error; see `dmesg` for the device");
         }
+        self.ask_idle_again(rail);
         self.expire_old(rail);
         self.ask_fence(rail);
         self.attempt(rail);

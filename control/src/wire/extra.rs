@@ -111,6 +111,9 @@ pub struct HelloExtra {
     pub serial: Option<u64>,
     /// Queue pairs of the *sender* that are in error: it asks for proof that nothing of theirs can land any more.
     pub fence_qpns: Vec<Qpn>,
+    /// With `fence_qpns`: they are not in error, nothing of the sender's is on its way on them, and it will post no more if
+    /// the receiver's end is idle and retired. An end in use is left alone, and not among `fenced_qpns`.
+    pub if_idle: bool,
     /// Answer to `fence_qpns`: those of the *receiver's* queue pairs whose other end is retired at the sender.
     pub fenced_qpns: Vec<Qpn>,
 }
@@ -133,6 +136,8 @@ struct Written<'a> {
     fence_qpns: Vec<u32>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     fenced_qpns: Vec<u32>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    if_idle: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     incarnation: &'a Option<Incarnation>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -150,6 +155,7 @@ impl Serialize for HelloExtra {
             capabilities: &self.node.capabilities,
             fence_qpns: self.fence_qpns.iter().map(|q| q.get()).collect(),
             fenced_qpns: self.fenced_qpns.iter().map(|q| q.get()).collect(),
+            if_idle: self.if_idle,
             incarnation: &self.node.incarnation,
             path_mtu: self.path_mtu.map(Mtu::bytes),
             serial: self.serial,
@@ -171,6 +177,7 @@ struct Read<'a> {
     capabilities: Option<&'a RawValue>,
     fence_qpns: Option<&'a RawValue>,
     fenced_qpns: Option<&'a RawValue>,
+    if_idle: Option<&'a RawValue>,
     incarnation: Option<&'a RawValue>,
     path_mtu: Option<&'a RawValue>,
     path_mtus: Option<&'a RawValue>,
@@ -321,6 +328,7 @@ pub(crate) fn read_hello(raw: Option<&RawValue>) -> Result<HelloExtra, JsonError
         path_mtu,
         serial: read.serial.map(|raw| json::unsigned("moonrail.serial", Some(raw))).transpose()?,
         sq_psn: numbers("moonrail.sq_psn", read.sq_psn, SqPsn::new)?,
+        if_idle: json::boolean("moonrail.if_idle", read.if_idle)?,
         fence_qpns: numbers("moonrail.fence_qpns", read.fence_qpns, Qpn::new)?,
         fenced_qpns: numbers("moonrail.fenced_qpns", read.fenced_qpns, Qpn::new)?,
     })

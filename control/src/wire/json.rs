@@ -113,6 +113,15 @@ pub(crate) fn string(member: &'static str, raw: Option<&RawValue>) -> Result<Str
     }
 }
 
+/// A boolean; absent or null is `false`.
+pub(crate) fn boolean(member: &'static str, raw: Option<&RawValue>) -> Result<bool, JsonError> {
+    match raw.map_or("false", RawValue::get) {
+        "true" => Ok(true),
+        "false" | "null" => Ok(false),
+        _ => Err(JsonError::Type { member, wanted: "true or false", found: "something else".to_owned() }),
+    }
+}
+
 /// An unsigned integer up to 2^64 - 1, exact; absent or null is 0.
 pub(crate) fn unsigned(member: &'static str, raw: Option<&RawValue>) -> Result<u64, JsonError> {
     let Some(raw) = raw else { return Ok(0) };

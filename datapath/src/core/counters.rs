@@ -91,6 +91,8 @@ counters! {
         first_errors,
         /// Echoes of first errors.
         flushes,
+        /// When it last posted a slice, in nanoseconds on the engine's clock; 0: never.
+        used_ns,
         /// In-flight cap in bytes, now.
         cap_bytes,
         /// Shortest round trip seen lately on a nearly empty rail, in nanoseconds.

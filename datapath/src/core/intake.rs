@@ -37,6 +37,7 @@ impl Core {
                     self.close_rail(rail, now);
                 }
             }
+            Command::Yield { key } => self.yield_rail(key, now),
             Command::Destroyed { slot } => self.destroyed(usize::from(slot)),
             Command::Fenced { key } => self.fenced(key),
             Command::Unreachable { peer, cause } => self.unreachable(peer, cause),
@@ -91,6 +92,25 @@ impl Core {
         entry.qps[usize::from(entry.qp_count)] = slot;
         entry.qp_count += 1;
         self.post_trial(usize::from(slot), now);
+    }
+
+    /// Gives a rail back that nobody here needs. One that is over was told of already, and how.
+    fn yield_rail(&mut self, key: RailKey, now: Nanos) {
+        let Some(rail) = self.find_rail(key).filter(|rail| self.rails[*rail].state != RailState::Down) else { return };
+        let idle = |slot: usize| self.qps[slot].state == QpState::Up && self.qps[slot].ring.is_empty();
+        if !self.rails[rail].qps().all(idle) || self.peers[self.rails[rail].peer as usize].has_work() {
+            self.tell(CoreEvent::InUse { key });
+        } else {
+            self.close_rail(rail, now);
+            for slot in self.rails[rail].qps() {
+                let Some(post) = self.qps[slot].post.take() else { continue };
+                let ring = std::mem::replace(&mut self.qps[slot].ring, InFlightRing::none());
+                self.free_slot(slot);
+                self.tell(CoreEvent::Yielded { key, qp: ConnectedQp::idle(post, ring) });
+            }
+            self.free_rail_if_empty(rail);
+        }
+        self.outbox.ring();
     }
 
     fn new_slot(&mut self) -> Option<u16> {

@@ -56,6 +56,13 @@ pub enum Command {
         /// Which life.
         key: RailKey,
     },
+    /// Give this life's queue pairs back, if nothing is posted on them and nothing waits for their peer: they come as
+    /// [`CoreEvent::Yielded`], or the answer is [`CoreEvent::InUse`]. No answer for a life that is over. At most
+    /// [`crate::limits::YIELDS_MAX`] at once.
+    Yield {
+        /// Which life.
+        key: RailKey,
+    },
     /// The queue pair of a [`CoreEvent::Overdue`] is destroyed: what was outstanding has ended, as if flushed.
     Destroyed {
         /// Its slot, as the event told.
@@ -97,6 +104,19 @@ pub enum CoreEvent {
         /// Whether WRITEs were outstanding when the life ended: the peer's end must be fenced before the Works that
         /// used it are terminal.
         needs_fence: bool,
+    },
+    /// A queue pair that was asked for by [`Command::Yield`]: nothing of ours is on its way on it, and it never failed. It
+    /// still serves the peer, and may be adopted again.
+    Yielded {
+        /// Which life.
+        key: RailKey,
+        /// The queue pair.
+        qp: ConnectedQp,
+    },
+    /// The life that was asked for by [`Command::Yield`] is in use, and stays so.
+    InUse {
+        /// Which life.
+        key: RailKey,
     },
     /// A queue pair in ERR gave no completion for [`crate::limits::DRAIN_LIMIT`]: destroy it, then send
     /// [`Command::Destroyed`].

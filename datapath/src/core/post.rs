@@ -307,6 +307,9 @@ impl Core {
         self.counters.work_requests.add(accepted as u64);
         self.rails[rail].counters.doorbells.add(1);
         self.rails[rail].counters.work_requests.add(accepted as u64);
+        if self.entries[0].seat != super::inflight::TRIAL {
+            self.rails[rail].counters.used_ns.set(now.0);
+        }
         if accepted < self.chain.len() || outcome.error.is_some() {
             self.refused(slot, accepted, outcome.error.unwrap_or(0), now);
         }

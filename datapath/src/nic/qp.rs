@@ -161,13 +161,19 @@ pub fn connected(post: Box<dyn PostQp>, admin: Box<dyn AdminQp>) -> (ConnectedQp
     (ConnectedQp(PostHalf { post, ring }), AdminHalf(admin))
 }
 
-/// A queue pair in RTS that no core has used yet: the only thing a core adopts.
+/// A queue pair in RTS that no core has, with nothing posted on it: the only thing a core adopts.
 pub struct ConnectedQp(PostHalf);
 
 impl ConnectedQp {
     /// Its number.
     pub fn qpn(&self) -> Qpn {
         self.0.qpn()
+    }
+
+    /// A queue pair that a core gives back. It must never have failed; its ring has to be empty.
+    pub(crate) fn idle(post: Box<dyn PostQp>, ring: InFlightRing) -> Self {
+        debug_assert!(ring.is_empty(), "what is posted has an outcome to come");
+        Self(PostHalf { post, ring })
     }
 
     /// The posting half; from here on the caller is the core that owns it.

@@ -10,7 +10,7 @@ use moonrail_datapath::core::{
 use moonrail_datapath::limits::SQ_DEPTH;
 use moonrail_datapath::nic::sim::{SimNicId, SimOptions, SimWorld};
 use moonrail_datapath::nic::{
-    Access, AdminHalf, CqHandle, InitAttr, Nic, Op, PostHalf, Qp, QpCaps, RtrAttr, RtsAttr, qp,
+    Access, AdminHalf, ConnectedQp, CqHandle, InitAttr, Nic, Op, PostHalf, Qp, QpCaps, RtrAttr, RtsAttr, qp,
 };
 use moonrail_datapath::region::{Chunk, Memory, Region};
 use moonrail_datapath::slice::{Extent, Slice, SliceRule, find_extent, tile};
@@ -54,6 +54,9 @@ pub(crate) struct Rig {
     pub(crate) finished: Vec<Arc<Work>>,
     pub(crate) stopped: usize,
     pub(crate) wanted: usize,
+    /// What the cores gave back for [`Command::Yield`], and how often they did not.
+    pub(crate) yielded: Vec<ConnectedQp>,
+    pub(crate) in_use: usize,
     /// Of the Works made from here on.
     pub(crate) retries: u8,
     /// From now on, of the Works made from here on.
@@ -100,7 +103,7 @@ struct RtsQp {
 }
 
 impl RtsQp {
-    fn connect(self) -> (moonrail_datapath::nic::ConnectedQp, AdminHalf) {
+    fn connect(self) -> (ConnectedQp, AdminHalf) {
         let init = self.qp.init(&InitAttr { port: PortNum(1), pkey_index: 0 }).unwrap();
         let rtr = init.rtr(&self.rtr).unwrap();
         let rts = RtsAttr { timeout: 14, retry_cnt: 6, rnr_retry: 7, sq_psn: self.sq, max_rd_atomic: 16 };
@@ -139,6 +142,8 @@ impl Rig {
             finished: Vec::with_capacity(1 << 16),
             stopped: 0,
             wanted: 0,
+            yielded: vec![],
+            in_use: 0,
             retries: 9,
             deadline: Nanos::from_secs(30),
             rule: SliceRule::default(),
@@ -308,6 +313,8 @@ impl Rig {
                 }
             }
             CoreEvent::Wanted { .. } => self.wanted += 1,
+            CoreEvent::Yielded { qp, .. } => self.yielded.push(qp),
+            CoreEvent::InUse { .. } => self.in_use += 1,
             CoreEvent::Finished(work) => {
                 work.completion().wake();
                 self.finished.push(work);

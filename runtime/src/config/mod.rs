@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use moonrail_control::FabricPolicy;
+use moonrail_control::{Eviction, FabricPolicy};
 use moonrail_datapath::nic::Fabric;
 use moonrail_datapath::slice::SliceRule;
 use moonrail_datapath::units::Mtu;
@@ -35,6 +35,7 @@ pub(crate) struct Given {
     pub(crate) peer_affinity: Option<Vec<(String, Vec<String>)>>,
     pub(crate) rpc_ports: Option<(u16, u16)>,
     pub(crate) mtu: Option<Mtu>,
+    pub(crate) eviction: Option<Eviction>,
     pub(crate) log_level: Option<Level>,
     pub(crate) log_dir: Option<PathBuf>,
     pub(crate) matrix_file: Option<PathBuf>,
@@ -56,6 +57,8 @@ pub(crate) struct Settings {
     pub(crate) pkey_index: u16,
     pub(crate) mtu: Mtu,
     pub(crate) qps_per_rail: usize,
+    pub(crate) rails_per_nic: usize,
+    pub(crate) eviction: Eviction,
     pub(crate) max_wr: u32,
     pub(crate) max_sge: u32,
     pub(crate) max_inline: u32,

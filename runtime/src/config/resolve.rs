@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use moonrail_control::FabricPolicy;
+use moonrail_control::{Eviction, FabricPolicy, RAILS_PER_NIC_MAX};
 use moonrail_datapath::limits::FRAGMENT_LIMIT;
 use moonrail_datapath::nic::Fabric;
 use moonrail_datapath::slice::SliceRule;
@@ -32,6 +32,10 @@ impl Settings {
             pkey_index: pick.integer("pkey_index")? as u16,
             mtu: pick.mtu()?,
             qps_per_rail: pick.integer("qps_per_rail")? as usize,
+            rails_per_nic: pick
+                .optional_integer("rails_per_nic", &["MC_MAX_EP_PER_CTX"])?
+                .map_or(RAILS_PER_NIC_MAX, |rails| rails as usize),
+            eviction: pick.eviction(),
             max_wr: pick.integer("max_wr")? as u32,
             max_sge: pick.integer("max_sge")? as u32,
             max_inline: pick.integer("max_inline")? as u32,
@@ -231,6 +235,23 @@ impl Pick<'_, '_> {
         rules
     }
 
+    fn eviction(&mut self) -> Eviction {
+        if let Some(eviction) = self.given.eviction {
+            return eviction;
+        }
+        match self.env.text("MC_ENDPOINT_STORE_TYPE").as_deref() {
+            None | Some("SIEVE") => Eviction::LeastRecentlyUsed,
+            Some("FIFO") => Eviction::Oldest,
+            Some(_) => {
+                let name = "MC_ENDPOINT_STORE_TYPE";
+                self.env
+                    .warnings
+                    .push(format!("Ignore value from environment variable {name}, it should be FIFO|SIEVE"));
+                Eviction::default()
+            }
+        }
+    }
+
     fn log_level(&self) -> Level {
         let named = || self.env.text("MC_LOG_LEVEL").and_then(|name| Level::from_name(&name));
         self.given.log_level.or_else(named).unwrap_or(Level::Info)
@@ -341,6 +362,28 @@ mod tests {
         assert_eq!(error, "qps_per_rail = 9 is not possible: it takes 1 to 8");
         let given = Given { transfer_timeout: Some(Duration::from_secs(1)), ..Given::default() };
         assert!(resolve(&given, &[]).0.unwrap_err().to_string().contains("5 to 86400 seconds"));
+    }
+
+    #[test]
+    fn rails_are_kept_without_a_limit_of_ours_unless_one_is_set() {
+        let limit = |pairs: &[(&str, &str)]| {
+            let (settings, warnings) = from_env(pairs);
+            (settings.rails_per_nic, settings.eviction, warnings.len())
+        };
+        assert_eq!(limit(&[]), (65_536, Eviction::LeastRecentlyUsed, 0));
+        assert_eq!(
+            limit(&[("MC_MAX_EP_PER_CTX", "64"), ("MC_ENDPOINT_STORE_TYPE", "FIFO")]),
+            (64, Eviction::Oldest, 0)
+        );
+        let wrong = [("MC_MAX_EP_PER_CTX", "none"), ("MC_ENDPOINT_STORE_TYPE", "fifo")];
+        assert_eq!(
+            limit(&wrong),
+            (65_536, Eviction::LeastRecentlyUsed, 2),
+            "0 is no limit, and case counts, as upstream"
+        );
+        let given = Given { integers: [("rails_per_nic", 0)].into(), ..Given::default() };
+        let error = resolve(&given, &[]).0.unwrap_err().to_string();
+        assert_eq!(error, "rails_per_nic = 0 is not possible: it takes 1 to 65535");
     }
 
     #[test]

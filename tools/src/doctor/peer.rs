@@ -302,6 +302,7 @@ mod tests {
             lives: 2,
             moonrail: true,
             bytes: 0,
+            evictions: 0,
         };
         let found = judge(&rail, 1, &[]);
         assert!(found.verdict == Verdict::Warn && found.next.unwrap().contains("4791"));

@@ -161,6 +161,7 @@ mod tests {
             numa_node: Some(node),
             cores: vec![core],
             registered: 0,
+            evictions: 0,
         };
         let core =
             |cpu, node, nic: &str| CorePlan { cpu: Some(cpu), numa_node: Some(node), nics: vec![nic.to_owned()] };

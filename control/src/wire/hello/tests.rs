@@ -151,12 +151,13 @@ fn what_only_moonrail_says_is_one_member_between_the_others() {
         serial: Some(7),
         sq_psn: vec![SqPsn::new(1).unwrap(), SqPsn::new(2).unwrap()],
         fence_qpns: qpns(&[3]),
+        if_idle: true,
         fenced_qpns: qpns(&[4]),
     };
     let text = String::from_utf8(hello.encode()).unwrap();
     let member = concat!(
         r#","moonrail":{"boot_id":"b","capabilities":["gather"],"fence_qpns":[3],"fenced_qpns":[4],"#,
-        r#""incarnation":"00000000000000ff","path_mtu":1024,"serial":7,"sq_psn":[1,2]},"payload":"#
+        r#""if_idle":true,"incarnation":"00000000000000ff","path_mtu":1024,"serial":7,"sq_psn":[1,2]},"payload":"#
     );
     assert!(text.contains(member), "{text}");
     assert_eq!(Hello::parse(text.as_bytes()), Ok(hello));
@@ -178,7 +179,7 @@ prop_compose! {
     fn any_hello()(
         (paths, texts) in any::<([String; 2], [String; 2])>(), gid: Option<[u8; 16]>, lid: u16, ready_ack: Option<bool>,
         qp_num in any_qpns(), psns: bool, node in any_node(), mtu in prop::option::of(prop::sample::select(&Mtu::ALL[..])),
-        fence_qpns in any_qpns(), fenced_qpns in any_qpns(), serial: Option<u32>,
+        fence_qpns in any_qpns(), fenced_qpns in any_qpns(), serial: Option<u32>, if_idle: bool,
     ) -> Hello {
         let [local_nic_path, peer_nic_path] = paths;
         let [reply_msg, payload] = texts;
@@ -187,7 +188,9 @@ prop_compose! {
             local_nic_path, peer_nic_path, reply_msg, payload, ready_ack, qp_num,
             local_gid: gid.map_or(GidText::Absent, |g| Gid(g).into()),
             local_lid: Lid(lid),
-            extra: HelloExtra { node, path_mtu: mtu, sq_psn, serial: serial.map(u64::from), fence_qpns, fenced_qpns },
+            extra: HelloExtra {
+                node, path_mtu: mtu, sq_psn, serial: serial.map(u64::from), fence_qpns, if_idle, fenced_qpns,
+            },
         }
     }
 }
@@ -211,7 +214,7 @@ proptest! {
     #[test]
     fn members_of_any_type_panic_nothing(
         member in prop::sample::select(vec!["local_nic_path", "local_gid", "local_lid", "qp_num", "ready_ack", "reply_msg", "payload", "moonrail"]),
-        value in prop::sample::select(vec!["null", "true", "-1", "1e999", "18446744073709551616", "\"x\"", "[]", "[[]]", "[null]", "{}", "{\"sq_psn\":{}}", "{\"path_mtu\":-1}", "{\"capabilities\":[1]}"]),
+        value in prop::sample::select(vec!["null", "true", "-1", "1e999", "18446744073709551616", "\"x\"", "[]", "[[]]", "[null]", "{}", "{\"sq_psn\":{}}", "{\"path_mtu\":-1}", "{\"capabilities\":[1]}", "{\"if_idle\":3}"]),
     ) {
         let _ = Hello::parse(format!("{{\"{member}\":{value}}}").as_bytes());
     }
