@@ -3,6 +3,7 @@
 use std::io;
 
 use moonrail_datapath::nic::PortState;
+use moonrail_datapath::region::process::FORKED;
 use moonrail_datapath::units::PortNum;
 
 use crate::metadata::{DescriptorError, StoreError};
@@ -92,6 +93,9 @@ pub enum ControlError {
     /// It ended: [`crate::Control::shutdown`] was called, or it failed (then its last log line says why).
     #[error("the engine's control thread has ended: the engine was shut down, or failed (see its log); make a new one")]
     Gone,
+    /// The engine belongs to a process this one was forked from.
+    #[error("{FORKED}")]
+    Forked,
     /// The time given is over.
     #[error("{what} did not finish in time; {state}")]
     Deadline {

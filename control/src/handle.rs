@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use moonrail_datapath::core::counters::RailCounters;
 use moonrail_datapath::core::port::Doorbell;
 use moonrail_datapath::nic::Fabric;
+use moonrail_datapath::region::process::Process;
 use moonrail_datapath::transfer::RemoteBuffers;
 use moonrail_datapath::units::{CoreId, Mtu, Nanos, RailId};
 
@@ -158,10 +159,16 @@ struct Shared {
     doorbell: Arc<Doorbell>,
     clock: Clock,
     evictions: Arc<[AtomicU64]>,
+    process: Process,
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        if !self.process.is_current() {
+            // The doorbell is the parent's, whose thread still has handles.
+            std::mem::forget(self.questions.take());
+            return;
+        }
         // The thread sees that nobody can ask any more once it is awake.
         self.questions = None;
         self.doorbell.ring();
@@ -335,6 +342,9 @@ impl Control {
         left: Duration,
         grace: Duration,
     ) -> Result<Answer, ControlError> {
+        if !self.shared.process.is_current() {
+            return Err(ControlError::Forked);
+        }
         let until = (self.shared.clock)().plus(Nanos::from_duration(left));
         let (reply, answer) = sync_channel(1);
         let questions = self.shared.questions.as_ref().ok_or(ControlError::Gone)?;
@@ -358,7 +368,17 @@ impl Control {
         clock: Clock,
         evictions: Arc<[AtomicU64]>,
     ) -> Self {
-        Self { shared: Arc::new(Shared { name, rpc, questions: Some(questions), doorbell, clock, evictions }) }
+        Self {
+            shared: Arc::new(Shared {
+                name,
+                rpc,
+                questions: Some(questions),
+                doorbell,
+                clock,
+                evictions,
+                process: Process::current(),
+            }),
+        }
     }
 
     /// Publishes the node for the first time.

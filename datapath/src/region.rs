@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod backing;
+pub mod process;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,6 +13,7 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use backing::Mapping;
+use process::Process;
 
 use crate::nic::Registration;
 use crate::units::{Lkey, NicId, Rkey};
@@ -24,6 +26,8 @@ pub struct Memory {
     /// What the engine allocated; unmapped with this value.
     owned: Option<Mapping>,
     shared: Option<OwnedFd>,
+    /// Where it was made: allocated memory is not mapped in a child of that.
+    process: Process,
 }
 
 // SAFETY: the memory is plain bytes without a thread affinity; every access here goes through raw copies that make no
@@ -32,20 +36,31 @@ unsafe impl Send for Memory {}
 // SAFETY: as above; the fields never change after construction.
 unsafe impl Sync for Memory {}
 
-/// A range that does not lie inside the memory it names.
+/// A range that does not lie inside the memory it names; in a forked child none does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{len} bytes at offset {offset} do not lie inside the region of {size} bytes")]
+#[error("{}", self.in_words())]
 pub struct OutOfRange {
     /// First byte, counted from the region's start.
     pub offset: u64,
     /// Bytes asked for.
     pub len: u64,
-    /// Bytes the region has.
+    /// Bytes the region has in this process: 0 in a forked child.
     pub size: u64,
 }
 
+impl OutOfRange {
+    fn in_words(&self) -> String {
+        let Self { offset, len, size } = self;
+        match size {
+            0 => format!("the region is not here: {}", process::FORKED),
+            _ => format!("{len} bytes at offset {offset} do not lie inside the region of {size} bytes"),
+        }
+    }
+}
+
 impl Memory {
-    /// `len` bytes of zeroed, page-aligned memory with all of its pages, in a form that a peer of this host can map.
+    /// `len` bytes of zeroed, page-aligned memory with all of its pages, in a form that a peer of this host can map. A child of
+    /// this process does not have it: there [`Memory::read`] and [`Memory::write`] fail, and a raw pointer leads nowhere.
     ///
     /// # Errors
     /// `InvalidInput` for 0 bytes; `OutOfMemory` where the machine or the control group has no room; otherwise what the
@@ -60,7 +75,9 @@ impl Memory {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a region needs at least one byte"));
         }
         let (mapping, shared) = backing::allocate(len, node)?;
-        Ok(Arc::new(Self { base: mapping.base(), len, owned: Some(mapping), shared }))
+        // Peers write it at any time: a child of ours has no business there.
+        mapping.advise(libc::MADV_DONTFORK);
+        Ok(Arc::new(Self { base: mapping.base(), len, owned: Some(mapping), shared, process: Process::current() }))
     }
 
     /// The file behind memory that the engine allocated, for a peer to map. `None` for borrowed memory, and where the
@@ -81,7 +98,7 @@ impl Memory {
     /// dropped; deregistering the region and waiting for it (promise 2) is how an embedder knows. While it lives,
     /// devices and peers write the bytes at any time: the embedder must not hold Rust references to them.
     pub unsafe fn borrow(base: NonNull<u8>, len: usize) -> Arc<Self> {
-        Arc::new(Self { base, len, owned: None, shared: None })
+        Arc::new(Self { base, len, owned: None, shared: None, process: Process::current() })
     }
 
     /// Address of the first byte; what peers use as the remote address.
@@ -126,6 +143,9 @@ impl Memory {
     }
 
     fn check(&self, offset: u64, len: u64) -> Result<*mut u8, OutOfRange> {
+        if !self.process.is_current() {
+            return Err(OutOfRange { offset, len, size: 0 });
+        }
         match offset.checked_add(len) {
             // SAFETY: offset ≤ self.len, and the mapping is at most isize::MAX bytes long.
             Some(end) if end <= self.len() => Ok(unsafe { self.base.as_ptr().add(offset as usize) }),

@@ -222,7 +222,8 @@ impl Batch {
         self.len() == 0
     }
 
-    /// The status now. Costs one load while the batch is under way.
+    /// The status now. Costs two loads while the batch is under way. [`BatchStatus::Failed`] in a forked child, as nothing will be
+    /// known of it there, unless it was seen to be done before.
     pub fn poll(&self) -> BatchStatus {
         match &self.kind {
             Kind::Flying(inner) => inner.status(),
@@ -238,9 +239,12 @@ impl Batch {
     ///
     /// # Errors
     /// [`WaitError::Failed`] when the batch is over and not all bytes are in place; [`WaitError::DeadlineExceeded`] when
-    /// it is not over.
+    /// it is not over; [`WaitError::Forked`] in a forked child.
     pub fn wait(&self, for_at_most: Duration) -> Result<(), WaitError> {
         let Kind::Flying(inner) = &self.kind else { return Ok(()) };
+        if !inner.is_here() {
+            return Err(WaitError::Forked);
+        }
         let started = Instant::now();
         let until = wait_until(started, for_at_most, inner.flight.limit);
         let completion = &inner.flight.completion;
@@ -348,6 +352,9 @@ impl Future for Batch {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         let Kind::Flying(inner) = &this.kind else { return Poll::Ready(Ok(())) };
+        if !inner.is_here() {
+            return Poll::Ready(Err(WaitError::Forked));
+        }
         let flight = &inner.flight;
         if !flight.completion.is_done() {
             flight.completion.register(context.waker());
@@ -369,15 +376,22 @@ impl Future for Batch {
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        if let Kind::Flying(inner) = &self.kind
-            && !inner.flight.completion.is_done()
-        {
+        let Kind::Flying(inner) = &self.kind else { return };
+        if !inner.is_here() {
+            // It may hold the last reference to a registration, and that is the parent's.
+            std::mem::forget(inner.clone());
+        } else if !inner.flight.completion.is_done() {
             inner.cancel();
         }
     }
 }
 
 impl Inner {
+    /// Whether this is the process it was submitted in. If not, who holds its lock may not be here, and it never ends.
+    fn is_here(&self) -> bool {
+        self.flight.shared.is_here()
+    }
+
     /// Carries a run of slices on this thread, where that can be done. Whether it did.
     fn assist(&self) -> bool {
         let Some(direct) = &self.flight.direct else { return false };
@@ -403,6 +417,9 @@ impl Inner {
     }
 
     fn quiescence(&self) -> Quiescence {
+        if !self.is_here() {
+            return Quiescence::Quarantined;
+        }
         match &*self.works() {
             Works::Over(.., quiescence) => *quiescence,
             Works::Held(works) => quiescence_of(works),
@@ -414,6 +431,10 @@ impl Inner {
     }
 
     fn status(&self) -> BatchStatus {
+        if !self.is_here() {
+            let done = self.verdict.load(Ordering::Relaxed) == DONE;
+            return if done { BatchStatus::Done } else { BatchStatus::Failed };
+        }
         if !self.flight.completion.is_done() {
             return BatchStatus::Waiting;
         }
@@ -442,6 +463,9 @@ impl Inner {
 
     fn transfer(&self, index: usize) -> Option<(TransferState, u64)> {
         let place = self.flight.places.get(index)?;
+        if !self.is_here() {
+            return Some((TransferState::Failed(Cause::Shutdown), 0));
+        }
         match &*self.works() {
             Works::Held(works) => Some(state_of(works, place)),
             Works::Over(states, ..) => states.get(index).copied(),
@@ -449,6 +473,9 @@ impl Inner {
     }
 
     fn first_error(&self, patience: Duration) -> Option<TransferError> {
+        if !self.is_here() {
+            return None;
+        }
         let held: Vec<Arc<Work>> = match &*self.works() {
             Works::Over(_, error, _) => return error.as_deref().cloned(),
             Works::Held(works) => works.clone(),
@@ -471,6 +498,9 @@ impl Inner {
     }
 
     fn cancel(&self) {
+        if !self.is_here() {
+            return;
+        }
         let held = match &*self.works() {
             Works::Over(..) => return,
             Works::Held(works) => works.clone(),

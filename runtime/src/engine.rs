@@ -11,6 +11,7 @@ use moonrail_control::{Clock, Control, FabricPolicy, RailState, Way};
 use moonrail_datapath::core::{CoreCounters as Counting, Inbox};
 use moonrail_datapath::nic::{Fabric, Nic};
 use moonrail_datapath::region::Memory;
+use moonrail_datapath::region::process::Process;
 use moonrail_datapath::units::{Gid, GidIndex, Lid, Mtu, PortNum};
 
 use crate::batch::{Batch, BatchBuilder, Transfer, after};
@@ -213,9 +214,23 @@ pub(crate) struct Shared {
     pub(crate) publishing: Mutex<()>,
     pub(crate) live: Live,
     pub(crate) watch: Arc<Watch>,
+    /// The process it was built in. In a child of that every call is refused before it takes a lock (who held it is not there)
+    /// or touches what is the parent's, and nothing of it is ever dropped.
+    pub(crate) process: Process,
 }
 
 impl Shared {
+    /// Whether the caller's process is the one the engine was built in. One load.
+    pub(crate) fn is_here(&self) -> bool {
+        self.process.is_current()
+    }
+
+    /// Called by whatever is dropped in a forked child and may hold the last reference: closing a NIC, or a registration, would
+    /// close the parent's.
+    pub(crate) fn keep_for_good(self: &Arc<Self>) {
+        std::mem::forget(self.clone());
+    }
+
     pub(crate) fn registry(&self) -> RwLockReadGuard<'_, Registry> {
         self.registry.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -233,6 +248,10 @@ impl Shared {
 ///
 /// Dropping it ends what is in flight, fences, deregisters and removes what it published, within 15 s; see
 /// [`Engine::shutdown`].
+///
+/// It belongs to the process it was built in. In a child of fork() every call of it and of its segments and batches returns an
+/// error that says so (or nothing, where there is no error to return), allocated regions are not mapped, and dropping does
+/// nothing; the parent is not disturbed. A child may build an engine of its own.
 pub struct Engine {
     pub(crate) shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -393,6 +412,9 @@ impl Engine {
         if len == 0 {
             return Err(RegisterError::ZeroLength);
         }
+        if !self.shared.is_here() {
+            return Err(RegisterError::Forked);
+        }
         let node = location.strip_prefix("cpu:").and_then(|node| node.parse().ok());
         let memory = Memory::allocate_on(len, node).map_err(|source| RegisterError::Allocate { len, source })?;
         self.shared.register(&memory, location, true)
@@ -425,9 +447,9 @@ impl Engine {
         self.shared.unregister(addr)
     }
 
-    /// The registered regions, by address.
+    /// The registered regions, by address. None in a forked child.
     pub fn regions(&self) -> Vec<Region> {
-        self.shared.registry().regions()
+        if self.shared.is_here() { self.shared.registry().regions() } else { Vec::new() }
     }
 
     /// Finds a peer's memory by the name the peer chose (or `HOST:PORT` without a metadata server), and begins to connect
@@ -498,8 +520,12 @@ impl Engine {
 
     /// Ends the engine: takes no more work, ends what is under way, fences and unpublishes, ends the threads, deregisters;
     /// for at most `within` and a fifth of a second. Returns whether all of that was done; if not, a line of the log says
-    /// what is left, and memory that a NIC may still touch stays registered. Called again it does nothing.
+    /// what is left, and memory that a NIC may still touch stays registered. Called again it does nothing; nor does it in a forked
+    /// child, where it returns `false`.
     pub fn shutdown(&self, within: Duration) -> bool {
+        if !self.shared.is_here() {
+            return false;
+        }
         if self.ended.swap(true, Ordering::AcqRel) {
             return true;
         }
@@ -537,6 +563,13 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        if !self.shared.is_here() {
+            self.shared.keep_for_good();
+            // Handles of threads that are the parent's. Without their locks, which one of those may hold.
+            std::mem::forget(self.threads.get_mut().map(std::mem::take));
+            std::mem::forget(self.metrics.get_mut().map(Option::take));
+            return;
+        }
         self.shutdown(DROP_WITHIN);
     }
 }

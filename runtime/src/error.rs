@@ -5,6 +5,7 @@ use std::{fmt, io};
 
 use moonrail_datapath::error::Cause;
 use moonrail_datapath::nic::{Fabric, Op, PortState};
+use moonrail_datapath::region::process::FORKED;
 use moonrail_datapath::units::PortNum;
 
 /// An error below ours, kept for `source()`.
@@ -230,6 +231,9 @@ pub enum RegisterError {
     /// The engine is shut down.
     #[error("the engine is shut down")]
     Stopped,
+    /// The engine belongs to a process this one was forked from.
+    #[error("{FORKED}")]
+    Forked,
 }
 
 /// Everything known about a registration that a NIC refused.
@@ -285,6 +289,9 @@ impl fmt::Display for RefusedRegistration {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UnregisterError {
+    /// The engine belongs to a process this one was forked from.
+    #[error("{FORKED}")]
+    Forked,
     /// No region starts there.
     #[error("no memory is registered at {addr:#x}")]
     NotRegistered {
@@ -325,12 +332,16 @@ pub enum SegmentError {
     /// The engine is shut down.
     #[error("the engine is shut down")]
     Stopped,
+    /// The engine belongs to a process this one was forked from.
+    #[error("{FORKED}")]
+    Forked,
 }
 
 impl SegmentError {
     pub(crate) fn open(name: &str, source: moonrail_control::OpenError) -> Self {
         match source {
             moonrail_control::OpenError::Control(moonrail_control::ControlError::Gone) => Self::Stopped,
+            moonrail_control::OpenError::Control(moonrail_control::ControlError::Forked) => Self::Forked,
             source => Self::Open { name: name.to_owned(), source: Box::new(source) },
         }
     }
@@ -351,12 +362,16 @@ pub enum NotifyError {
     /// The engine is shut down.
     #[error("the engine is shut down")]
     Stopped,
+    /// The engine belongs to a process this one was forked from.
+    #[error("{FORKED}")]
+    Forked,
 }
 
 impl NotifyError {
     pub(crate) fn send(name: &str, source: moonrail_control::NotifyError) -> Self {
         match source {
             moonrail_control::NotifyError::Control(moonrail_control::ControlError::Gone) => Self::Stopped,
+            moonrail_control::NotifyError::Control(moonrail_control::ControlError::Forked) => Self::Forked,
             source => Self::Send { name: name.to_owned(), source: Box::new(source) },
         }
     }
@@ -412,12 +427,18 @@ pub enum SubmitError {
     /// The engine is shut down.
     #[error("the engine is shut down")]
     Stopped,
+    /// The engine belongs to a process this one was forked from.
+    #[error("{FORKED}")]
+    Forked,
 }
 
 /// A wait ended without every byte in place.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum WaitError {
+    /// The batch belongs to a process this one was forked from, where it goes on.
+    #[error("{FORKED}")]
+    Forked,
     /// The batch is terminal; at least one transfer has failed. Memory may be used again.
     #[error("{0}")]
     Failed(Box<TransferError>),

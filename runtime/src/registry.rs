@@ -123,6 +123,9 @@ fn chunks_of(len: u64, limit: u64) -> Vec<(u64, u64)> {
 
 impl Shared {
     pub(crate) fn register(&self, memory: &Arc<Memory>, location: &str, remote: bool) -> Result<Region, RegisterError> {
+        if !self.is_here() {
+            return Err(RegisterError::Forked);
+        }
         if memory.is_empty() {
             return Err(RegisterError::ZeroLength);
         }
@@ -163,6 +166,9 @@ impl Shared {
     }
 
     pub(crate) fn unregister(&self, addr: u64) -> Result<(), UnregisterError> {
+        if !self.is_here() {
+            return Err(UnregisterError::Forked);
+        }
         self.unregister_within(addr, QUIET_WITHIN)
     }
 

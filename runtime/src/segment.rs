@@ -44,6 +44,16 @@ struct Inner {
     direct: RwLock<Option<Arc<dyn Direct>>>,
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if !self.shared.is_here() {
+            // The way to the peer's memory is the parent's; to leave it properly would be seen by the peer.
+            self.shared.keep_for_good();
+            std::mem::forget(self.direct.get_mut().map(Option::take));
+        }
+    }
+}
+
 impl Segment {
     pub(crate) fn new(
         shared: Arc<Shared>,
@@ -69,7 +79,7 @@ impl Segment {
         &self.inner.name
     }
 
-    /// The peer's buffers in the order it published them, as of the last look. Addresses are absolute; a region that
+    /// The peer's buffers in the order it published them, as of the last look; none in a forked child. Addresses are absolute; a region that
     /// was larger than the peer's NICs take stands here in pieces.
     pub fn buffers(&self) -> Vec<RemoteRange> {
         let range = |entry: &moonrail_control::metadata::BufferEntry| RemoteRange {
@@ -77,18 +87,20 @@ impl Segment {
             len: entry.length,
             location: entry.name.clone(),
         };
-        self.current().descriptor.buffers.iter().map(range).collect()
+        self.current().map_or_else(Vec::new, |now| now.descriptor.buffers.iter().map(range).collect())
     }
 
-    /// Names of the peer's NICs, as of the last look.
+    /// Names of the peer's NICs, as of the last look; none in a forked child.
     pub fn nics(&self) -> Vec<String> {
-        self.current().descriptor.devices.iter().map(|device| device.name.clone()).collect()
+        let names = |now: Arc<RemoteSegment>| now.descriptor.devices.iter().map(|device| device.name.clone()).collect();
+        self.current().map_or_else(Vec::new, names)
     }
 
     /// GIDs of the peer's RDMA NICs by name, as of the last look; a NIC that published none is left out.
     pub fn nic_gids(&self) -> Vec<(String, Gid)> {
-        let devices = &self.current().descriptor.devices;
-        devices.iter().filter_map(|device| Some((device.name.clone(), device.gid.gid()?))).collect()
+        let Some(current) = self.current() else { return Vec::new() };
+        let devices = current.descriptor.devices.iter();
+        devices.filter_map(|device| Some((device.name.clone(), device.gid.gid()?))).collect()
     }
 
     /// Fetches the peer's descriptor again, past every cache. Batches in flight keep what they were submitted with.
@@ -108,14 +120,14 @@ impl Segment {
 
     /// What carries this segment's transfers now; `None`: nothing can. [`crate::Engine::explain`] tells why.
     pub fn fabric(&self) -> Option<Fabric> {
-        let remote = self.remote();
+        let remote = self.remote()?;
         Fabric::ALL.into_iter().find(|fabric| remote.route.allows(*fabric))
     }
 
     /// Cores of this engine that have a usable rail to the peer now. 0 right after opening, or when the peer is away:
     /// transfers submitted then wait for a rail.
     pub fn ready_cores(&self) -> u32 {
-        self.remote().peer.routes().count_ones()
+        self.remote().map_or(0, |remote| remote.peer.routes().count_ones())
     }
 
     /// Asks whether the peer answers on its handshake port; returns how long that took.
@@ -138,7 +150,7 @@ impl Segment {
         if let Some(known) = known.filter(|known| known.is_alive()) {
             return Some(known);
         }
-        let token = self.current().descriptor.extra.shm?;
+        let token = self.current()?.descriptor.extra.shm?;
         let found = self.inner.shared.shm.as_ref()?.direct(&Target::Shm { token: token.0 })?;
         *self.inner.direct.write().unwrap_or_else(PoisonError::into_inner) = Some(found.clone());
         found.is_alive().then_some(found)
@@ -148,8 +160,9 @@ impl Segment {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
 
-    pub(crate) fn remote(&self) -> Arc<RemoteBuffers> {
-        self.current().buffers.clone()
+    /// `None` in a forked child.
+    pub(crate) fn remote(&self) -> Option<Arc<RemoteBuffers>> {
+        self.current().map(|now| now.buffers.clone())
     }
 
     /// Looks again, unless that was done a moment ago. Whether it was.
@@ -163,8 +176,10 @@ impl Segment {
         self.refresh().is_ok()
     }
 
-    fn current(&self) -> Arc<RemoteSegment> {
-        self.inner.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// `None` in a forked child, whose lock may be held by a thread that is the parent's.
+    fn current(&self) -> Option<Arc<RemoteSegment>> {
+        let now = || self.inner.current.read().unwrap_or_else(PoisonError::into_inner).clone();
+        self.inner.shared.is_here().then(now)
     }
 }
 

@@ -15,6 +15,7 @@ use moonrail_control::{
 };
 use moonrail_datapath::core::{self, Command, Core, CoreConfig, CoreCounters, Doorbell, Inbox, Outbox};
 use moonrail_datapath::nic::{CompletionQueue, CqHandle, Fabric};
+use moonrail_datapath::region::process::Process;
 use moonrail_datapath::units::{CoreId, Nanos, NicId};
 
 use crate::builder::{EngineBuilder, PollMode};
@@ -118,6 +119,7 @@ pub(crate) fn start(builder: EngineBuilder) -> Result<Engine, BuildError> {
         registry: RwLock::default(),
         publishing: Mutex::default(),
         live: Live::default(),
+        process: Process::current(),
         watch: Arc::new(Watch::default()),
     };
     Ok(Engine::new(shared, threads, metrics))

@@ -65,6 +65,9 @@ impl Shared {
         transfers: &T,
         deadline: Option<Duration>,
     ) -> Result<Batch, SubmitError> {
+        if !self.is_here() {
+            return Err(SubmitError::Forked);
+        }
         match self.try_submit(transfers, deadline) {
             // The peer may have registered it after we looked.
             Err(SubmitError::OutsidePeer { index, segment, addr }) => {
@@ -107,7 +110,7 @@ impl Shared {
                 _ if !segment.belongs_to(self) => {
                     return Err(SubmitError::ForeignSegment { index, segment: segment.name().to_owned() });
                 }
-                _ => &current.insert((segment, segment.remote())).1,
+                _ => &current.insert((segment, segment.remote().ok_or(SubmitError::Forked)?)).1,
             };
             places.push(if transfer.len == 0 {
                 Place { transfer, work: None }

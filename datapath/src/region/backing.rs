@@ -3,13 +3,16 @@
 //! A memfd is filled before anybody uses it: a machine or a control group without room says so here, as an error,
 //! and not later as a SIGBUS. Its seals (no shrinking, no growing, no other seals) let a peer trust its size.
 //!
-//! MAP_SHARED and fork: a child sees the same pages as its parent, and neither copies on write, which is what
-//! registered memory needs anyway.
+//! Fork: the pages stay the parent's. A shared mapping is not copied on write, so a parent that writes keeps the pages its NICs
+//! know; and a child does not have the mapping at all (MADV_DONTFORK), so it cannot write where peers read. Memory that is
+//! mapped once is advised as a whole, and costs no second mapping.
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
+
+use super::process::Process;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create};
 
@@ -21,6 +24,7 @@ pub(crate) const SIZE_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
+    process: Process,
 }
 
 // SAFETY: plain bytes without a thread affinity; who reads and writes them is for the holder to order.
@@ -50,7 +54,7 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned address 0"))?;
-        Ok(Self { base, len })
+        Ok(Self { base, len, process: Process::current() })
     }
 
     pub(crate) fn base(&self) -> NonNull<u8> {
@@ -98,7 +102,11 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped by `map` with this length, and nobody holds the value any more.
+        // In a child the place may be another's by now: a mapping that was not inherited leaves it free.
+        if !self.process.is_current() {
+            return;
+        }
+        // SAFETY: mapped by `map` with this length, in this process, and nobody holds the value any more.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
 }

@@ -32,6 +32,7 @@ const UNSAFE_ISLANDS: &[(&str, &str)] = &[
     ("datapath/tests/allocations.rs", "a global allocator that counts is unsafe to implement"),
     ("runtime/tests/refusals.rs", "an embedder's own memory is registered by an unsafe call of the embedder"),
     ("runtime/tests/host.rs", "the same"),
+    ("runtime/tests/fork.rs", "forks, and drops in the child what the parent keeps"),
 ];
 
 /// What stands at the top of the repository beside text files and dot-folders.

@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::OnceLock;
 
+use rdma_core_sys::{IBV_FORK_DISABLED, ibv_fork_init, ibv_is_fork_initialized};
+
 /// libibverbs could not be loaded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -20,7 +22,21 @@ pub struct LibraryMissing {
 /// would read as a fault of the device.
 pub(super) fn require() -> Result<(), LibraryMissing> {
     static PROBED: OnceLock<Result<(), LibraryMissing>> = OnceLock::new();
-    PROBED.get_or_init(|| load(c"libibverbs.so.1")).clone()
+    PROBED.get_or_init(|| load(c"libibverbs.so.1").inspect(|()| survive_forks())).clone()
+}
+
+/// Memory of the embedder that is registered must survive a fork of this process: copied on the parent's next write, it would
+/// have pages that the NIC does not know. Since Linux 5.12 the kernel gives the child the copies, at fork, and nothing is to be
+/// done. Before that libibverbs can keep such memory out of children, for good and for all registrations of the process, at the
+/// price of a mapping more for each (vm.max_map_count); it must be told before the first one, and not where it is unneeded.
+fn survive_forks() {
+    // SAFETY: two calls without arguments; we have made no verbs object yet. If the embedder has, the second one says so
+    // (EINVAL) and changes nothing.
+    unsafe {
+        if ibv_is_fork_initialized() == IBV_FORK_DISABLED {
+            ibv_fork_init();
+        }
+    }
 }
 
 fn load(soname: &CStr) -> Result<(), LibraryMissing> {
