@@ -345,7 +345,10 @@ impl Driver {
             Told::Changed(Change::Put { key, value }) => self.events.push(Event::Changed { key, value: Some(value) }),
             Told::Changed(Change::Deleted { key }) => self.events.push(Event::Changed { key, value: None }),
             Told::Missed => self.events.push(Event::ChangesMissed),
-            Told::LeaseLost => self.events.push(Event::LeaseLost),
+            Told::LeaseLost => {
+                self.lease_trouble = false;
+                self.events.push(Event::LeaseLost);
+            }
             Told::LeaseTrouble(error) => {
                 if !std::mem::replace(&mut self.lease_trouble, true) {
                     let text = format!(

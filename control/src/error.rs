@@ -169,6 +169,17 @@ pub enum DialError {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
+    /// What is published is of a process that is known to be over.
+    #[error(
+        "{at} has a descriptor of an earlier life of {name}, which is over: somebody put it back, or the node that runs now \
+         could not publish itself (see its log); delete the key or restart that node"
+    )]
+    PastLife {
+        /// The name.
+        name: String,
+        /// Where it was looked up.
+        at: String,
+    },
     /// No such key in the store.
     #[error(
         "Failed to get description of {name}: no such segment in {at}; the name must be exactly the one the other node was \

@@ -1,9 +1,12 @@
 //! The HTTP store's client against a server with the behaviour of Mooncake's, and against some that misbehave.
 
+mod rig;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +14,7 @@ use std::time::{Duration, Instant};
 use moonrail_control::metadata::http::HttpStore;
 use moonrail_control::metadata::store::Fault;
 use moonrail_control::metadata::{MetadataUri, StoreClient, StoreError, StoreOptions};
+use moonrail_datapath::nic::sim::{SimOptions, SimWorld};
 
 /// What a request was and what it is answered with.
 struct Request {
@@ -60,33 +64,86 @@ fn exchange(stream: &TcpStream, answer: &dyn Fn(Request) -> Answer) -> Option<()
     write!(stream, "HTTP/1.1 {status} Because\r\nContent-Length: {}\r\n\r\n{text}", text.len()).ok()
 }
 
-/// The rules of the server in Mooncake's wheel.
+type Keys = Mutex<BTreeMap<String, Vec<u8>>>;
+
+/// A server with the rules of the one in Mooncake's wheel.
 fn mooncake() -> String {
-    let keys = Mutex::new(BTreeMap::<String, Vec<u8>>::new());
-    serve(move |request| {
-        let mut keys = keys.lock().unwrap();
-        let Some(key) = request.target.strip_prefix("/metadata?key=").map(decoded).filter(|key| !key.is_empty()) else {
-            return (400, "metadata key is required".to_owned());
-        };
-        match request.method.as_str() {
-            "GET" => match keys.get(&key) {
-                Some(value) => (200, String::from_utf8(value.clone()).unwrap()),
-                None => (404, "metadata not found".to_owned()),
-            },
-            "PUT" if key.contains("rpc_meta") && keys.contains_key(&key) => {
-                (400, "Duplicate rpc_meta key not allowed".to_owned())
-            }
-            "PUT" => {
-                assert_eq!(request.content_type.as_deref(), Some("application/json"));
-                assert!(!request.target[10..].contains(['/', ':']), "{} is not encoded", request.target);
-                keys.insert(key, request.body);
-                (200, "metadata updated".to_owned())
-            }
-            "DELETE" if keys.remove(&key).is_some() => (200, "metadata deleted".to_owned()),
-            "DELETE" => (404, "metadata not found".to_owned()),
-            _ => (405, "Method not allowed".to_owned()),
+    let keys = Keys::default();
+    serve(move |request| by_the_rules(&keys, request))
+}
+
+fn by_the_rules(keys: &Keys, request: Request) -> Answer {
+    let mut keys = keys.lock().unwrap();
+    let Some(key) = request.target.strip_prefix("/metadata?key=").map(decoded).filter(|key| !key.is_empty()) else {
+        return (400, "metadata key is required".to_owned());
+    };
+    match request.method.as_str() {
+        "GET" => match keys.get(&key) {
+            Some(value) => (200, String::from_utf8(value.clone()).unwrap()),
+            None => (404, "metadata not found".to_owned()),
+        },
+        "PUT" if key.contains("rpc_meta") && keys.contains_key(&key) => {
+            (400, "Duplicate rpc_meta key not allowed".to_owned())
         }
-    })
+        "PUT" => {
+            assert_eq!(request.content_type.as_deref(), Some("application/json"));
+            assert!(!request.target[10..].contains(['/', ':']), "{} is not encoded", request.target);
+            keys.insert(key, request.body);
+            (200, "metadata updated".to_owned())
+        }
+        "DELETE" if keys.remove(&key).is_some() => (200, "metadata deleted".to_owned()),
+        "DELETE" => (404, "metadata not found".to_owned()),
+        _ => (405, "Method not allowed".to_owned()),
+    }
+}
+
+/// One that goes away, and comes back at the same address.
+struct Server {
+    address: SocketAddr,
+    keys: Arc<Keys>,
+    gone: Arc<AtomicBool>,
+    listening: Option<thread::JoinHandle<()>>,
+}
+
+impl Server {
+    fn start() -> Self {
+        let address = TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).expect("a loopback port");
+        let mut server = Self { address, keys: Arc::default(), gone: Arc::default(), listening: None };
+        server.come();
+        server
+    }
+
+    fn base(&self) -> String {
+        format!("http://{}/metadata", self.address)
+    }
+
+    /// Listens, with nothing of what it had.
+    fn come(&mut self) {
+        let listener = TcpListener::bind(self.address).expect("the same port");
+        (self.keys, self.gone) = (Arc::default(), Arc::default());
+        let (keys, gone) = (self.keys.clone(), self.gone.clone());
+        self.listening = Some(thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if gone.load(Ordering::Relaxed) {
+                    return;
+                }
+                let (keys, gone) = (keys.clone(), gone.clone());
+                let answer = move |request| by_the_rules(&keys, request);
+                thread::spawn(move || while !gone.load(Ordering::Relaxed) && exchange(&stream, &answer).is_some() {});
+            }
+        }));
+    }
+
+    /// Nobody listens any more, and connections that are there break off.
+    fn go(&mut self) {
+        self.gone.store(true, Ordering::Relaxed);
+        let _ = TcpStream::connect(self.address);
+        self.listening.take().expect("it is there").join().unwrap();
+    }
+
+    fn keys(&self) -> Vec<String> {
+        self.keys.lock().unwrap().keys().cloned().collect()
+    }
 }
 
 fn decoded(text: &str) -> String {
@@ -196,4 +253,38 @@ fn a_proxy_in_the_environment_is_not_used() {
     let output = again.env_remove("no_proxy").env_remove("NO_PROXY").output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+/// Mooncake's server keeps everything in its memory, nothing expires, and it tells nobody that it is another one.
+#[test]
+fn a_server_that_comes_back_with_nothing_is_filled_again() {
+    let mut server = Server::start();
+    let world = SimWorld::real_time(1, SimOptions::default());
+    let named = |name: &str| rig::Options::new(&server.base()).named(name);
+    let a = rig::node(&world, 1, named("a")).unwrap();
+    let b = rig::node(&world, 2, named("b")).unwrap();
+    let third = named("c");
+    a.control.open_segment("b", None, rig::soon()).unwrap();
+    a.wait_usable("b", 4);
+    let all = server.keys();
+    assert_eq!(all.len(), 4);
+    server.go();
+    let began = Instant::now();
+    let error = a.control.open_segment("nobody", None, rig::soon()).unwrap_err().to_string();
+    assert!(error.contains(&server.address.to_string()) && began.elapsed() < Duration::from_secs(8), "{error}");
+    assert!(b.control.publish(vec![], rig::soon()).is_err());
+    assert!(a.control.open_segment("b", None, rig::soon()).is_ok(), "from the cache");
+    a.wait_usable("b", 4);
+    server.come();
+    let began = Instant::now();
+    assert!(rig::wait(|| server.keys() == all), "{:?}", server.keys());
+    println!("all keys are back after {:?}", began.elapsed());
+    let c = rig::node(&world, 3, third).unwrap();
+    c.control.open_segment("b", None, rig::soon()).unwrap();
+    c.wait_usable("b", 4);
+    assert!(a.control.rails().iter().all(|rail| rail.lives == 1), "nothing was connected anew");
+    for node in [a, b, c] {
+        node.stop();
+    }
+    assert!(server.keys().is_empty(), "{:?}", server.keys());
 }

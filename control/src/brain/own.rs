@@ -22,6 +22,9 @@ use crate::wire::{Frame, MessageType, NodeExtra, TcpPlace, Token};
 
 /// How long after a failure our keys are put again.
 const AGAIN: Nanos = Nanos::from_secs(1);
+/// How often we look whether our address is in the store. A store that was wiped tells nobody: an HTTP store never, and etcd
+/// only who watches, or renews a lease.
+const LOOK_EVERY: Nanos = Nanos::from_secs(5);
 
 /// What is on its way to or from the store.
 #[derive(Clone, Debug)]
@@ -38,6 +41,12 @@ pub(super) enum Step {
     PutSegment(u64),
     /// Our address again, which vanished.
     PutAddressAgain,
+    /// Whose address stands there instead.
+    ReadAgain,
+    /// Whether our address is there.
+    Look,
+    /// Whether our segment is.
+    LookForSegment,
     /// At the end: whether our keys are still ours.
     CheckAddress,
     CheckSegment,
@@ -67,6 +76,9 @@ pub(super) struct Own {
     /// What peers that ask us are told: made once for all of them, empty when something in it changed.
     told: Vec<u8>,
     retry_at: Option<Nanos>,
+    /// When to look for our address, and whether that is being done.
+    look_at: Option<Nanos>,
+    looking: bool,
     /// A failure was logged and not yet mended.
     troubled: bool,
     /// Operations of the end that are on their way.
@@ -184,6 +196,7 @@ impl Brain {
         if let (Some(address), Some(segment), true) = (self.address_key(), self.segment_key(), self.own.begun) {
             self.out.push(Action::Watch { key: address });
             self.out.push(Action::Watch { key: segment });
+            self.look_later();
         }
         for id in self.callers(|kind| *kind == Kind::Begin) {
             self.finish(id, Answer::Begun(result.clone().map_err(BeginError::Store)));
@@ -249,8 +262,31 @@ impl Brain {
         self.log(LogLevel::Info, format!("publishing this node again: {why}"));
         self.own.placed = false;
         self.own.version += 1;
+        // The segment follows: whoever has our name now is not to be overwritten.
         self.put_address(Step::PutAddressAgain);
-        self.put_segment();
+    }
+
+    fn look_later(&mut self) {
+        let at = self.now.plus(LOOK_EVERY);
+        self.own.look_at = Some(at);
+        self.at(at, Timer::Own);
+    }
+
+    /// Looks whether our keys are there.
+    fn look(&mut self) {
+        let Some(key) = self.address_key().filter(|_| self.own.begun && !self.stopping) else { return };
+        if !std::mem::replace(&mut self.own.looking, true) {
+            self.own_op(Step::Look, StoreOp::Get(key));
+        }
+    }
+
+    /// Changes of the store may have passed us by, also of our own keys.
+    pub(super) fn own_changes_missed(&mut self) {
+        let looking = self.own.looking;
+        self.look();
+        if let (Some(key), true) = (self.segment_key(), self.own.looking && !looking) {
+            self.own_op(Step::LookForSegment, StoreOp::Get(key));
+        }
     }
 
     /// Answers whoever waits for a version that the store has, or cannot have now.
@@ -289,7 +325,9 @@ impl Brain {
                 let key = self.address_key().unwrap_or_default();
                 match other {
                     Some(other) if other != self.config.rpc => {
-                        let token = self.token(Pending::Own(Step::AskOther(StoreError::DuplicateRpcMeta { key })));
+                        let owner = format!("{}:{}", other.ip_or_host_name, other.rpc_port);
+                        let taken = StoreError::NameTaken { name: self.config.name.clone(), owner };
+                        let token = self.token(Pending::Own(Step::AskOther(taken)));
                         let probe = crate::wire::notify::PROBE.to_vec();
                         self.dial_at(token, other, Frame::typed(MessageType::Probe, probe));
                     }
@@ -321,9 +359,30 @@ impl Brain {
                     self.begun(&Err(error));
                 }
             }
-            // On an HTTP store the key is there already, and ours.
-            (Step::PutAddressAgain, Ok(_) | Err(StoreError::DuplicateRpcMeta { .. })) => self.own.placed = true,
-            (Step::PutAddressAgain, Err(error)) => self.troubled(&error),
+            (Step::PutAddressAgain, Ok(_)) => self.placed_again(),
+            (Step::PutAddressAgain, Err(StoreError::DuplicateRpcMeta { key })) => {
+                self.own_op(Step::ReadAgain, StoreOp::Get(key));
+            }
+            (Step::ReadAgain, Ok(Some(text))) if is_address(&text, &self.config.rpc) => self.placed_again(),
+            (Step::ReadAgain, Ok(Some(text))) => {
+                self.own_changed(true, Some(&text));
+                self.own.retry_at = Some(self.now.plus(LOOK_EVERY));
+                self.at(self.now.plus(LOOK_EVERY), Timer::Own);
+            }
+            (Step::ReadAgain, Ok(None)) => self.put_address(Step::PutAddressAgain),
+            (Step::PutAddressAgain | Step::ReadAgain, Err(error)) => self.troubled(&error),
+            (Step::Look, result) => {
+                self.own.looking = false;
+                // A store that does not answer tells nothing.
+                if let Ok(value) = result {
+                    self.own_changed(true, value.as_deref());
+                }
+            }
+            (Step::LookForSegment, result) => {
+                if let Ok(value) = result {
+                    self.own_changed(false, value.as_deref());
+                }
+            }
             (Step::CheckAddress, result) => {
                 let ours = result.is_ok_and(|value| value.is_some_and(|v| is_address(&v, &self.config.rpc)));
                 let key = self.address_key().filter(|_| ours);
@@ -360,6 +419,11 @@ impl Brain {
         }
     }
 
+    fn placed_again(&mut self) {
+        self.own.placed = true;
+        self.put_segment();
+    }
+
     fn troubled(&mut self, error: &StoreError) {
         if !self.own.troubled {
             self.own.troubled = true;
@@ -379,18 +443,28 @@ impl Brain {
     }
 
     pub(super) fn own_due(&mut self) {
-        if self.stopping || !self.own.begun || self.own.retry_at.take_if(|at| *at <= self.now).is_none() {
+        if self.stopping || !self.own.begun {
             return;
         }
-        if !self.own.placed {
+        if self.own.look_at.take_if(|at| *at <= self.now).is_some() {
+            self.look();
+            self.look_later();
+        }
+        if self.own.retry_at.take_if(|at| *at <= self.now).is_none() {
+            return;
+        }
+        if self.own.placed {
+            self.put_segment();
+        } else {
             self.put_address(Step::PutAddressAgain);
         }
-        self.put_segment();
     }
 
     /// One of our own keys changed, by somebody else's hand or by our own.
     pub(super) fn own_changed(&mut self, address: bool, value: Option<&[u8]>) {
         match value {
+            // They are being put already.
+            None if !self.own.placed => {}
             None => self.republish("our keys are gone from the store"),
             Some(text) => {
                 let ours = if address { is_address(text, &self.config.rpc) } else { self.is_own_segment(text) };

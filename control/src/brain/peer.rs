@@ -10,6 +10,7 @@ use moonrail_datapath::units::{Gid, Lid, Nanos, PeerId, PeerNicId, Rkey};
 use super::event::{Action, Answer, Call, CallId, StoreOp, Token};
 use super::fabric::{Failed, PeerRoute};
 use super::{Brain, Kind, Pending};
+use crate::config::LogLevel;
 use crate::error::{ControlError, DialError, NotifyError, OpenError};
 use crate::fabric::FabricPolicy;
 use crate::handle::RemoteSegment;
@@ -21,6 +22,8 @@ use crate::wire::{Frame, GidText, Incarnation, MessageType};
 pub const MAX_PEERS: usize = 16_384;
 /// Earlier lives of a peer that are remembered, so that a late message of one is known as such.
 const PAST_LIVES: usize = 8;
+/// How often a descriptor of such a life is read before it is believed to be all there is.
+const PAST_READS: u32 = 3;
 
 /// A peer.
 pub(super) struct PeerState {
@@ -40,6 +43,8 @@ pub(super) struct PeerState {
     to_dial: Vec<(Token, Frame)>,
     pub(super) incarnation: Option<Incarnation>,
     past: VecDeque<Incarnation>,
+    /// Descriptors of such a life that were read in a row.
+    past_reads: u32,
     /// Places in the brain's list of rails.
     pub(super) rails: Vec<usize>,
     /// What carries its transfers, by policy; the first is this node's own policy. There are few policies.
@@ -115,6 +120,7 @@ impl Brain {
             to_dial: Vec::new(),
             incarnation: None,
             past: VecDeque::new(),
+            past_reads: 0,
             rails: Vec::new(),
             routes: vec![PeerRoute::new(self.config.fabrics)],
             failed: Default::default(),
@@ -227,7 +233,21 @@ impl Brain {
 
     fn found(&mut self, peer: PeerId, found: Result<SegmentDescriptor, OpenError>) {
         self.peer_mut(peer).fetching = None;
-        let result = found.map(|descriptor| self.take_descriptor(peer, descriptor));
+        let past = found.as_ref().is_ok_and(|descriptor| self.is_of_past_life(peer, descriptor));
+        let reads = &mut self.peer_mut(peer).past_reads;
+        *reads = if past { *reads + 1 } else { 0 };
+        if past && *reads < PAST_READS {
+            // It was on its way while the peer restarted; what is there now will be newer.
+            return self.fetch(peer);
+        }
+        let result = found.and_then(|descriptor| {
+            if past {
+                let (name, at) = (self.peer(peer).shared.name().to_owned(), self.config.metadata.clone());
+                return Err(OpenError::PastLife { name, at });
+            }
+            self.take_descriptor(peer, descriptor);
+            Ok(())
+        });
         if let Err(error) = &result
             && self.peer(peer).rails.is_empty()
         {
@@ -246,6 +266,11 @@ impl Brain {
                 (Ok(()), _) => {}
             }
         }
+    }
+
+    /// Whether a descriptor is of a life of the peer that is known to be over: its keys open nothing, or something else.
+    fn is_of_past_life(&self, peer: PeerId, descriptor: &SegmentDescriptor) -> bool {
+        descriptor.extra.incarnation.is_some_and(|incarnation| self.peer(peer).past.contains(&incarnation))
     }
 
     /// A descriptor of a peer: keep it, number its NICs, connect to them.
@@ -429,6 +454,10 @@ impl Brain {
                     return;
                 }
                 match value.map(|text| SegmentDescriptor::decode(&text)) {
+                    Some(Ok(descriptor)) if self.is_of_past_life(peer, &descriptor) => {
+                        let error = OpenError::PastLife { name, at: self.config.metadata.clone() };
+                        self.log(LogLevel::Warning, error.to_string());
+                    }
                     Some(Ok(descriptor)) => self.take_descriptor(peer, descriptor),
                     Some(Err(_)) | None => self.peer_mut(peer).stale = true,
                 }
@@ -441,6 +470,7 @@ impl Brain {
             peer.stale = true;
             peer.address = None;
         }
+        self.own_changes_missed();
     }
 
     // ---- messages to it ----

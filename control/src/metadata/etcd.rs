@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, Identity, KeyValue, PutOptions,
-    TlsOptions, Txn, TxnOp,
+    TlsOptions, Txn, TxnOp, TxnOpResponse,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -25,6 +25,7 @@ use tokio::time::{Instant, timeout};
 
 use super::catalogue::Held;
 use super::descriptor::MAX_BYTES;
+use super::keys::is_address;
 use super::store::{Change, Fault, Lease, StoreError, StoreOptions, TlsFiles};
 
 /// Longest wait for a TCP connection to one endpoint.
@@ -227,20 +228,34 @@ impl EtcdStore {
 
     pub(crate) async fn put(&self, key: &str, value: &[u8]) -> Result<(), StoreError> {
         let end = self.end();
+        // Two nodes may start under one name at the same moment: the store decides, in one step, which was first.
+        let address = is_address(key);
         let once = |lease: i64| {
             self.try_call("put a key", end, move |mut client| async move {
-                client.put(key, value, Some(PutOptions::new().with_lease(lease))).await
+                let options = PutOptions::new().with_lease(lease);
+                if !address {
+                    return client.put(key, value, Some(options)).await.map(|_| true);
+                }
+                let put = || TxnOp::put(key, value, Some(options.clone()));
+                let own = Txn::new().when([Compare::value(key, CompareOp::Equal, value)]).and_then([put()]);
+                let free = Compare::create_revision(key, CompareOp::Equal, 0);
+                let answer = client.txn(Txn::new().when([free]).and_then([put()]).or_else([TxnOp::txn(own)])).await?;
+                let within = |op: TxnOpResponse| matches!(op, TxnOpResponse::Txn(own) if own.succeeded());
+                Ok(answer.succeeded() || answer.op_responses().into_iter().any(within))
             })
+        };
+        let was_put = |put: bool| {
+            if put { Ok(()) } else { Err(StoreError::DuplicateRpcMeta { key: key.to_owned() }) }
         };
         // At most one renewal: a lease that is gone twice within one call is a server that does not keep leases.
         let lease = self.lease(end).await?;
         match once(lease).await {
-            Ok(_) => return Ok(()),
+            Ok(put) => return was_put(put),
             Err(Verdict::Next(e) | Verdict::Final(e)) => return Err(e),
             Err(Verdict::LeaseGone) => self.lease_gone(lease).await,
         }
         match once(self.lease(end).await?).await {
-            Ok(_) => Ok(()),
+            Ok(put) => was_put(put),
             Err(Verdict::Next(e) | Verdict::Final(e)) => Err(e),
             Err(Verdict::LeaseGone) => Err(self.rejected("keep a lease", "a new lease is gone at once")),
         }

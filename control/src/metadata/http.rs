@@ -180,7 +180,7 @@ impl HttpStore {
 }
 
 fn is_duplicate(key: &str, body: &[u8]) -> bool {
-    key.contains("rpc_meta") && body.starts_with(b"Duplicate rpc_meta")
+    super::keys::is_address(key) && body.starts_with(b"Duplicate rpc_meta")
 }
 
 fn bad_status(method: &'static str, url: String, status: u16, body: &[u8]) -> StoreError {

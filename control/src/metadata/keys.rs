@@ -36,6 +36,11 @@ pub enum Entry {
     Segment(String),
 }
 
+/// Whether a key is of a handshake address, by the rule of Mooncake's HTTP server: an address is not put over another's.
+pub(crate) fn is_address(key: &str) -> bool {
+    key.contains("rpc_meta")
+}
+
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -182,7 +182,7 @@ pub enum StoreError {
         /// Begin of the answer's body.
         body: String,
     },
-    /// The HTTP store already has an address under our name. It may be the one we left behind when we crashed: if
+    /// The store already has an address under our name. It may be the one we left behind when we crashed: if
     /// nobody answers there, delete the key and put again.
     #[error(
         "the metadata server already has an address under {key}: another node runs with this name, or an earlier life \
@@ -191,6 +191,16 @@ pub enum StoreError {
     DuplicateRpcMeta {
         /// The key.
         key: String,
+    },
+    /// Another live node has our name.
+    #[error(
+        "another node publishes itself as {name} and answers at {owner}: give each node a name of its own, or end that one"
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Host and port of its control port.
+        owner: String,
     },
     /// A value is larger than a segment descriptor may be.
     #[error(
@@ -295,10 +305,11 @@ impl StoreClient {
         }
     }
 
-    /// Puts `value` under `key`, over whatever is there; in etcd under our lease.
+    /// Puts `value` under `key`, over whatever is there; in etcd under our lease. An address (a key with `rpc_meta` in it) is not
+    /// put over another node's, by the rule of Mooncake's HTTP server.
     ///
     /// # Errors
-    /// See [`StoreError`]; [`StoreError::DuplicateRpcMeta`] only from an HTTP store.
+    /// See [`StoreError`].
     pub async fn put(&self, key: &str, value: &[u8]) -> Result<(), StoreError> {
         match self {
             Self::Etcd(store) => store.put(key, value).await,

@@ -22,6 +22,7 @@ pub struct EtcdServer {
     child: Child,
     dir: PathBuf,
     port: u16,
+    peer: u16,
     tls: bool,
 }
 
@@ -48,6 +49,33 @@ impl EtcdServer {
         let dir = std::env::temp_dir().join(format!("moonrail-etcd-{}-{unique}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a folder for etcd");
         let (port, peer) = (free_port(), free_port());
+        let child = Self::spawn(&dir, port, peer, more, tls);
+        let mut server = Self { child, dir, port, peer, tls };
+        server.wait_until_serving().then_some(server)
+    }
+
+    /// Kills it, and starts it again on the same ports: with what it had, or with nothing.
+    pub fn restart(&mut self, wiped: bool) {
+        self.kill();
+        self.start_again(wiped);
+    }
+
+    /// Ends it without a word.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// After [`EtcdServer::kill`].
+    pub fn start_again(&mut self, wiped: bool) {
+        if wiped {
+            std::fs::remove_dir_all(self.dir.join("data")).expect("etcd's data");
+        }
+        self.child = Self::spawn(&self.dir, self.port, self.peer, &[], self.tls);
+        assert!(self.wait_until_serving(), "etcd does not start again; its log:\n{}", self.log());
+    }
+
+    fn spawn(dir: &Path, port: u16, peer: u16, more: &[&str], tls: bool) -> Child {
         let client = format!("{}://127.0.0.1:{port}", if tls { "https" } else { "http" });
         let peer = format!("http://127.0.0.1:{peer}");
         let log = File::create(dir.join("log")).expect("a log file for etcd");
@@ -65,15 +93,13 @@ impl EtcdServer {
             .stderr(log)
             .stdin(Stdio::null())
             .spawn();
-        let child = match child {
+        match child {
             Ok(child) => child,
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 panic!("no `etcd` on this machine; run `cargo xtask setup`, which installs etcd-server")
             }
             Err(e) => panic!("cannot start etcd: {e}"),
-        };
-        let mut server = Self { child, dir, port, tls };
-        server.wait_until_serving().then_some(server)
+        }
     }
 
     fn wait_until_serving(&mut self) -> bool {
