@@ -81,7 +81,7 @@ fn format(root: &Path, limit: Duration) -> Result<()> {
 }
 
 fn lints(limit: Duration) -> Result<()> {
-    let clippy = cargo(limit).args(["clippy", "--workspace", "--all-targets"]).args(workspace::lab_features()?);
+    let clippy = cargo(limit).args(["clippy", "--workspace", "--all-targets"]).args(workspace::test_features()?);
     clippy.args(["--", "-D", "warnings"]).run()
 }
 

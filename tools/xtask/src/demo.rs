@@ -41,7 +41,7 @@ pub(crate) fn run(in_the_lab: bool) -> Result<()> {
 
 fn build() -> Result<PathBuf> {
     println!("demo: building moonrail");
-    let features = workspace::lab_features()?;
+    let features = workspace::test_features()?;
     workspace::cargo(BUILD).args(["build", "--workspace", "--bins"]).args(features).run()?;
     let moonrail = workspace::target().join("debug/moonrail");
     if moonrail.exists() {

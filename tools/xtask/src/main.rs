@@ -4,6 +4,7 @@ mod check;
 mod demo;
 mod error;
 mod lab;
+mod peers;
 mod process;
 mod setup;
 mod test;
@@ -23,11 +24,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Activity {
-    /// Install the Debian packages that the build and the tests need, and only those that are missing
+    /// Install the Debian packages that the build and the tests need, only those that are missing, and a stock Mooncake
+    /// engine in a folder of its own
     Setup,
     /// Run the tests, all parts or only the named ones
     Test {
-        /// Parts to run, in the order build, check, host, sim, lab
+        /// Parts to run, in the order build, check, host, sim, interop, lab
         #[arg(value_enum)]
         parts: Vec<test::Part>,
     },

@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: the Debian packages that the build and the tests need.
+//! `cargo xtask setup`: the Debian packages that the build and the tests need, and a stock engine to test against.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::error::{At, Error, Result};
+use crate::peers;
 use crate::process::Bounded;
 
 /// A Debian package and the reason for it.
@@ -40,6 +41,10 @@ const PACKAGES: &[Package] = &[
     package("qemu-system-x86", "runs the lab's nodes, in software where there is no KVM"),
     package("busybox-static", "the first programs of a lab node"),
     package("kmod", "finds the kernel modules Soft-RoCE depends on"),
+    package("python3", "runs a stock Mooncake engine, the other end of the interop tests"),
+    package("python3-venv", "keeps it in an environment of its own"),
+    package("libnuma1", "that engine is linked with it"),
+    package("libcurl4", "the same"),
 ];
 
 const ASK_DPKG: Duration = Duration::from_secs(30);
@@ -52,6 +57,7 @@ pub(crate) fn run() -> Result<()> {
     if install_missing()? == 0 {
         println!("setup: all {} packages are installed", PACKAGES.len());
     }
+    println!("setup: a stock Mooncake engine is in {}", peers::require()?.display());
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::process::Bounded;
 use crate::workspace::{self, TestTarget};
-use crate::{check, lab, setup};
+use crate::{check, lab, peers, setup};
 
 /// A part of the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -25,6 +25,8 @@ pub(crate) enum Part {
     Host,
     /// The engine in a seeded world
     Sim,
+    /// One cluster with stock Mooncake engines, on this host over TCP
+    Interop,
     /// Real verbs, on Soft-RoCE between virtual nodes
     Lab,
 }
@@ -36,6 +38,7 @@ impl Part {
                 Self::Build => 10,
                 Self::Check | Self::Host => 4,
                 Self::Sim => 3,
+                Self::Interop => 5,
                 Self::Lab => 8,
             },
         )
@@ -87,6 +90,7 @@ pub(crate) fn run(named: &[Part]) -> Result<()> {
 fn selected(named: &[Part], targets: &[TestTarget]) -> Result<Vec<Part>> {
     let exists = |part| match part {
         Part::Sim => targets.iter().any(is_simulation),
+        Part::Interop => targets.iter().any(|t| t.needs_peers),
         Part::Lab => targets.iter().any(|t| t.lab_topology().is_some()),
         _ => true,
     };
@@ -107,21 +111,22 @@ fn run_part(part: Part, targets: &[TestTarget], clock: &Clock) -> Result<()> {
         Part::Check => check::all(clock.left()),
         Part::Host => host(targets, clock),
         Part::Sim => cargo_test(clock)?.args(["--test", SIMULATION]).run(),
+        Part::Interop => interop(targets, clock),
         Part::Lab => in_the_lab(targets, clock),
     }
 }
 
 fn build(clock: &Clock) -> Result<()> {
     cargo_test(clock)?.arg("--no-run").run()?;
-    workspace::cargo(clock.left()).args(["build", "--workspace"]).args(workspace::lab_features()?).run()?;
+    workspace::cargo(clock.left()).args(["build", "--workspace"]).args(workspace::test_features()?).run()?;
     // A workspace of their own, which finds the common target folder by its configuration.
     workspace::cargo(clock.left()).in_folder(&workspace::root().join(workspace::FUZZ)).args(["build", "--locked"]).run()
 }
 
-/// Everything but the simulation, which has its own part, and what can run in the lab only.
+/// Everything but what has a part of its own.
 fn host(targets: &[TestTarget], clock: &Clock) -> Result<()> {
     let mut tests = cargo_test(clock)?.args(["--lib", "--bins", "--no-fail-fast"]);
-    for target in targets.iter().filter(|t| !t.needs_lab && !is_simulation(t)) {
+    for target in targets.iter().filter(|t| !t.needs_lab && !t.needs_peers && !is_simulation(t)) {
         tests = tests.args(["--test", &target.name]);
     }
     let tests = tests.run();
@@ -130,8 +135,17 @@ fn host(targets: &[TestTarget], clock: &Clock) -> Result<()> {
     tests.and(documentation)
 }
 
+/// Shown as it goes: what a stock engine did is worth reading, and the tables are made for it.
+fn interop(targets: &[TestTarget], clock: &Clock) -> Result<()> {
+    let mut tests = cargo_test(clock)?.env(peers::VARIABLE, peers::require()?).arg("--no-fail-fast");
+    for target in targets.iter().filter(|t| t.needs_peers) {
+        tests = tests.args(["--test", &target.name]);
+    }
+    tests.args(["--", "--test-threads=1", "--nocapture"]).run()
+}
+
 fn cargo_test(clock: &Clock) -> Result<Bounded> {
-    Ok(workspace::cargo(clock.left()).args(["test", "--workspace"]).args(workspace::lab_features()?))
+    Ok(workspace::cargo(clock.left()).args(["test", "--workspace"]).args(workspace::test_features()?))
 }
 
 /// Each lab binary in a boot of its own: a fault one leaves behind cannot reach the next.
@@ -162,6 +176,7 @@ fn one_in_the_lab(target: &TestTarget, built: &LabBinaries, clock: &Clock) -> Re
     plan.from = Some(target.folder.clone());
     plan.limit = clock.left().min(LAB_BINARY);
     plan.env.extend(built.moonrail.iter().map(|path| ("MOONRAIL_BIN".to_owned(), path.clone())));
+    plan.env.push((peers::VARIABLE.to_owned(), peers::require()?.to_string_lossy().into_owned()));
     println!("{}: booting {nodes} nodes with {nics} NICs each", target.name);
     let logs = lab::run(&plan)?;
     closing_lines(&logs)
@@ -244,7 +259,7 @@ impl Row {
     fn line(&self) -> String {
         let late = if self.took > self.part.budget() { ", over its budget" } else { "" };
         let passed = if self.passed { "passed" } else { "FAILED" };
-        format!("{:<6} {passed} in {} of {}{late}", name(self.part), minutes(self.took), minutes(self.part.budget()))
+        format!("{:<7} {passed} in {} of {}{late}", name(self.part), minutes(self.took), minutes(self.part.budget()))
     }
 }
 
@@ -261,7 +276,7 @@ fn summary(rows: &[Row], took: Duration) -> String {
     for row in rows {
         let _ = writeln!(text, "{}", row.line());
     }
-    let _ = writeln!(text, "total  {} of {}", minutes(took), minutes(TOTAL));
+    let _ = writeln!(text, "total   {} of {}", minutes(took), minutes(TOTAL));
     text
 }
 
@@ -270,12 +285,19 @@ mod tests {
     use super::*;
 
     fn target(name: &str, needs_lab: bool) -> TestTarget {
-        TestTarget { name: name.into(), source: format!("/x/{name}.rs").into(), folder: "/x".into(), needs_lab }
+        let needs_peers = name.starts_with("interop");
+        TestTarget {
+            name: name.into(),
+            source: format!("/x/{name}.rs").into(),
+            folder: "/x".into(),
+            needs_lab,
+            needs_peers,
+        }
     }
 
     #[test]
     fn parts_run_in_their_order_and_only_if_they_exist() {
-        let all = [target("lab_2x2", true), target(SIMULATION, false)];
+        let all = [target("lab_2x2", true), target("interop", false), target(SIMULATION, false)];
         assert_eq!(selected(&[], &all).expect("all"), Part::value_variants());
         assert_eq!(selected(&[Part::Lab, Part::Build], &all).expect("two"), [Part::Build, Part::Lab]);
         assert_eq!(selected(&[], &[]).expect("the rest"), [Part::Build, Part::Check, Part::Host]);
@@ -310,6 +332,6 @@ not json"#;
     #[test]
     fn late_parts_are_marked() {
         let row = Row { part: Part::Sim, took: Duration::from_secs(200), passed: true };
-        assert_eq!(row.line(), "sim    passed in 3:20 of 3:00, over its budget");
+        assert_eq!(row.line(), "sim     passed in 3:20 of 3:00, over its budget");
     }
 }

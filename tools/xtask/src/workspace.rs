@@ -54,17 +54,22 @@ pub(crate) fn metadata() -> Result<Value> {
 
 /// The feature that brings in tests which run on lab nodes only.
 const LAB_FEATURE: &str = "lab";
+/// The feature that brings in tests on this host against a stock Mooncake engine.
+const INTEROP_FEATURE: &str = "interop";
 
-/// `--features` that select every crate's lab tests. All calls of cargo use them, so nothing is compiled twice.
-pub(crate) fn lab_features() -> Result<Vec<String>> {
+/// `--features` that select every test there is. All calls of cargo use them, so nothing is compiled twice.
+pub(crate) fn test_features() -> Result<Vec<String>> {
     Ok(features_in(&metadata()?))
 }
 
 fn features_in(metadata: &Value) -> Vec<String> {
-    let packages = list(&metadata["packages"]);
-    let with_lab = packages.filter(|package| package["features"].get(LAB_FEATURE).is_some());
-    let names: Vec<String> =
-        with_lab.filter_map(|package| Some(format!("{}/{LAB_FEATURE}", package["name"].as_str()?))).collect();
+    let of = |package: &Value| {
+        let name = package["name"].as_str().unwrap_or_default().to_owned();
+        let known =
+            [LAB_FEATURE, INTEROP_FEATURE].into_iter().filter(|feature| package["features"].get(feature).is_some());
+        known.map(|feature| format!("{name}/{feature}")).collect::<Vec<_>>()
+    };
+    let names: Vec<String> = list(&metadata["packages"]).flat_map(of).collect();
     if names.is_empty() { Vec::new() } else { vec!["--features".to_owned(), names.join(",")] }
 }
 
@@ -76,6 +81,8 @@ pub(crate) struct TestTarget {
     /// The folder of its crate, where cargo would run it.
     pub(crate) folder: PathBuf,
     pub(crate) needs_lab: bool,
+    /// It starts stock engines on this host.
+    pub(crate) needs_peers: bool,
 }
 
 impl TestTarget {
@@ -106,11 +113,13 @@ fn test_targets_in(metadata: &Value) -> Vec<TestTarget> {
             let manifest = Path::new(package["manifest_path"].as_str().unwrap_or_default());
             let folder = manifest.parent().unwrap_or(manifest).to_path_buf();
             let tests = list(&package["targets"]).filter(|target| target["kind"][0] == "test");
+            let needs = |target: &Value, what| list(&target["required-features"]).any(|feature| feature == what);
             tests.map(move |target| TestTarget {
                 name: target["name"].as_str().unwrap_or_default().to_owned(),
                 source: target["src_path"].as_str().unwrap_or_default().into(),
                 folder: folder.clone(),
-                needs_lab: list(&target["required-features"]).any(|feature| feature == LAB_FEATURE),
+                needs_lab: needs(target, LAB_FEATURE),
+                needs_peers: needs(target, INTEROP_FEATURE),
             })
         })
         .collect();
@@ -142,7 +151,7 @@ mod tests {
 
     fn example() -> Value {
         serde_json::json!({"packages": [
-            {"name": "a", "manifest_path": "/r/a/Cargo.toml", "features": {"lab": []}, "targets": [
+            {"name": "a", "manifest_path": "/r/a/Cargo.toml", "features": {"lab": [], "interop": []}, "targets": [
                 {"kind": ["test"], "name": "lab_3x1_all", "src_path": "/r/a/tests/lab_3x1_all.rs", "required-features": ["lab"]},
                 {"kind": ["lib"], "name": "a", "src_path": "/r/a/src/lib.rs"},
                 {"kind": ["test"], "name": "api", "src_path": "/r/a/tests/api.rs"}]},
@@ -158,8 +167,8 @@ mod tests {
     }
 
     #[test]
-    fn lab_features_are_those_that_exist() {
-        assert_eq!(features_in(&example()), ["--features", "a/lab"]);
+    fn features_are_those_that_exist() {
+        assert_eq!(features_in(&example()), ["--features", "a/lab,a/interop"]);
         assert!(features_in(&serde_json::json!({"packages": []})).is_empty());
     }
 }

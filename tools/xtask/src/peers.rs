@@ -1,0 +1,133 @@
+//! The engine whose protocols we speak, as its authors publish it, in a private Python environment: never on the
+//! machine's own paths. Made once and kept in a cache; the tests get its folder as [`VARIABLE`].
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{At, Error, Result};
+use crate::process::Bounded;
+use crate::workspace;
+
+/// Set for tests that run stock nodes: the environment's folder.
+pub(crate) const VARIABLE: &str = "MOONRAIL_PEERS";
+
+/// What is installed, each file pinned by its hash.
+const REQUIREMENTS: &str = "tools/peers/requirements.txt";
+/// Debian's own: the wheel is made for its CPython, whatever else the PATH has.
+const PYTHON: &str = "/usr/bin/python3";
+
+const MAKE: Duration = Duration::from_secs(120);
+const DOWNLOAD: Duration = Duration::from_secs(300);
+const TRY: Duration = Duration::from_secs(60);
+
+/// The environment's folder; made first if it is not there.
+pub(crate) fn require() -> Result<PathBuf> {
+    let requirements = workspace::root().join(REQUIREMENTS);
+    let text = std::fs::read_to_string(&requirements).at("read", &requirements)?;
+    let cache = cache_folder()?;
+    // Another list of files is another environment: one that is being used by another checkout stays as it is.
+    let folder = cache.join(format!("{:016x}", fnv1a(text.as_bytes())));
+    if !folder.exists() {
+        std::fs::create_dir_all(&cache).at("create", &cache)?;
+        println!("setup: installing a stock Mooncake engine into {}", folder.display());
+        make(&requirements, &cache, &folder)?;
+    }
+    Ok(folder)
+}
+
+/// Made aside and renamed, so that what has the name is whole, and two at once do not meet.
+fn make(requirements: &Path, cache: &Path, folder: &Path) -> Result<()> {
+    let aside = cache.join(format!("making-{}", std::process::id()));
+    let made = install(requirements, &aside).and_then(|()| match std::fs::rename(&aside, folder) {
+        Err(_) if folder.exists() => Ok(()), // another was faster, with the same files
+        renamed => renamed.at("rename", &aside),
+    });
+    let _ = std::fs::remove_dir_all(&aside);
+    made
+}
+
+fn install(requirements: &Path, folder: &Path) -> Result<()> {
+    Bounded::new(PYTHON, MAKE).args(["-m", "venv", "--clear"]).arg(folder).output().map_err(|e| {
+        Error::new(format!("no Python environment for the stock engine: {e}"), "run `cargo xtask setup` on Debian 12")
+    })?;
+    let python = folder.join("bin/python");
+    let flags = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"];
+    let pip = Bounded::new(&python, DOWNLOAD).args(flags).args(["--only-binary=:all:", "-r"]).arg(requirements);
+    pip.output().map_err(|e| {
+        Error::new(
+            format!("the stock engine cannot be installed: {e}"),
+            format!(
+                "it comes from PyPI, or whatever pip is told to use: check the network, and that {} still exists there",
+                REQUIREMENTS
+            ),
+        )
+    })?;
+    let bench = folder.join("lib/python3.11/site-packages/mooncake/transfer_engine_bench");
+    let proves = [
+        Bounded::new(&python, TRY).args(["-c", "import mooncake.engine, mooncake.http_metadata_server"]),
+        Bounded::new("ldd", TRY).arg(&bench),
+    ];
+    for prove in proves {
+        let said = prove.output().map_err(|e| cannot_run(&e.to_string()))?;
+        if let Some(line) = said.lines().find(|line| line.contains("not found")) {
+            return Err(cannot_run(line.trim()));
+        }
+    }
+    Ok(())
+}
+
+fn cannot_run(why: &str) -> Error {
+    Error::new(
+        format!("the stock engine was installed but cannot run here: {why}"),
+        "it needs Debian 12 on x86-64 with libibverbs1, libnuma1 and libcurl4: run `cargo xtask setup`",
+    )
+}
+
+fn cache_folder() -> Result<PathBuf> {
+    let set = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("MOONRAIL_PEERS_CACHE")
+        .or_else(|| set("XDG_CACHE_HOME").map(|base| base.join("moonrail-peers")))
+        .or_else(|| set("HOME").map(|home| home.join(".cache/moonrail-peers")))
+        .ok_or_else(|| {
+            Error::new("no place for the stock engine: neither MOONRAIL_PEERS_CACHE nor HOME is set", "set one of them")
+        })
+}
+
+/// Same for the same text, on every machine and with every compiler.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_pinned_by_its_hash() {
+        let text = std::fs::read_to_string(workspace::root().join(REQUIREMENTS)).expect("the list");
+        let files: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        assert!(files.iter().any(|line| line.starts_with("mooncake-transfer-engine-non-cuda==")));
+        for line in files {
+            assert!(line.contains("==") && line.contains(" --hash=sha256:"), "{line}");
+        }
+    }
+
+    #[test]
+    fn another_list_is_another_folder() {
+        assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
+        assert_ne!(fnv1a(b"a==1"), fnv1a(b"a==2"));
+    }
+
+    #[test]
+    fn what_cannot_be_installed_says_where_it_comes_from() {
+        let folder = std::env::temp_dir().join(format!("xtask-peers-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a temporary folder");
+        let list = folder.join("requirements.txt");
+        let nothing = "mooncake-transfer-engine-non-cuda==0.3.13.post1 --hash=sha256:00\n";
+        std::fs::write(&list, nothing).expect("a file");
+        let e = make(&list, &folder, &folder.join("made")).unwrap_err().to_string();
+        assert!(e.contains("cannot be installed") && e.contains("PyPI"), "{e}");
+        assert!(!folder.join("made").exists());
+        std::fs::remove_dir_all(folder).expect("nothing is left behind");
+    }
+}
