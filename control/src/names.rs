@@ -322,7 +322,7 @@ pub fn listen_on(port: u16, family: Family) -> Result<TcpListener, BindError> {
     TcpListener::bind(SocketAddr::new(every_address(family), port)).map_err(|source| BindError::Port { port, source })
 }
 
-/// Listens on a random port of `ports`. `seed` decides the order of the attempts.
+/// Listens on a port of `ports`: the first free one in the order that `seed` decides.
 ///
 /// # Errors
 /// [`BindError::Range`].

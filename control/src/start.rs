@@ -30,7 +30,7 @@ pub fn start(config: ControlConfig) -> Result<Control, StartError> {
     check_options(&config)?;
     let nics = look_at_nics(&config)?;
     let seed = entropy();
-    let listener = listen(&config, seed)?;
+    let listener = listen(&config)?;
     let port = listener.local_addr().map_err(|source| StartError::Listen { port: 0, source })?.port();
     let (name, rpc) = address(&config, port)?;
     let store = match &config.metadata {
@@ -185,8 +185,14 @@ fn look_at_nics(config: &ControlConfig) -> Result<Vec<BrainNic>, StartError> {
     }
 }
 
-fn listen(config: &ControlConfig, seed: u64) -> Result<TcpListener, StartError> {
+fn listen(config: &ControlConfig) -> Result<TcpListener, StartError> {
     let family = if config.handshake.ipv6 { Family::V6 } else { Family::V4 };
+    // A stock peer looks our port up once and keeps it for life: a node that comes back under its name comes back on the
+    // same port, if that is free. Without a store the port is part of the name, and one that another node had means that one.
+    let seed = match &config.metadata {
+        MetadataUri::PeerToPeer => entropy(),
+        MetadataUri::Store(_) => of_name(config.name.trim()),
+    };
     let listener = match config.handshake.port {
         PortChoice::Fixed(port) => names::listen_on(port, family)?,
         PortChoice::Range(first, last) => names::listen_in(first..=last, family, seed)?,
@@ -226,6 +232,11 @@ fn in_words(metadata: &MetadataUri) -> String {
         MetadataUri::Store(StoreUri::Http(base)) => base.clone(),
         MetadataUri::Store(StoreUri::Memory(name)) => format!("memory://{name}"),
     }
+}
+
+/// The same 64 bits for the same name, in every process (FNV-1a).
+fn of_name(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// 64 bits that no other process draws: the standard library's hash keys come from the system's generator.
