@@ -1,4 +1,5 @@
-"""A stock Mooncake node that a test drives: one JSON object a line in, one out. Its engine logs to stderr.
+"""A stock Mooncake node that a test drives: one JSON object a line in, one out, by its own input and output or, with an
+address and a port as arguments, by the one connection it accepts there. Its engine logs to stderr.
 
 Memory is filled from files and compared with files, so that what is expected is known by the test alone, and what is
 there is seen by this process itself. The process ends when its input does.
@@ -7,20 +8,25 @@ there is seen by this process itself. The process ends when its input does.
 import ctypes
 import json
 import mmap
+import os
+import signal
+import socket
 import sys
 import time
-
-from mooncake.engine import TransferEngine, TransferNotify, TransferOpcode
 
 STATUS = {1: "done", -1: "failed", -2: "timeout"}
 
 
 class Node:
     def __init__(self):
-        self.engine = TransferEngine()
         self.memory = {}  # address -> the mapping that must outlive its registration
 
-    def start(self, name, metadata, protocol="tcp", devices=""):
+    def start(self, name, metadata, protocol="tcp", devices="", variables={}):
+        os.environ.update(variables)  # some are read when the library is loaded
+        global mooncake
+        import mooncake.engine
+
+        self.engine = mooncake.engine.TransferEngine()
         rc = self.engine.initialize(name, metadata, protocol, devices)
         return {"rc": rc, "rpc_port": self.engine.get_rpc_port() if rc == 0 else 0}
 
@@ -58,8 +64,9 @@ class Node:
     def transfer(self, segment, op, moves, notify=None):
         """One batch of [local, remote, length], waited for."""
         local, remote, lengths = (list(column) for column in zip(*moves))
-        opcode = TransferOpcode.Write if op == "write" else TransferOpcode.Read
-        note = TransferNotify(*notify) if notify else None
+        opcodes = mooncake.engine.TransferOpcode
+        opcode = opcodes.Write if op == "write" else opcodes.Read
+        note = mooncake.engine.TransferNotify(*notify) if notify else None
         began = time.monotonic()
         rc = self.engine.batch_transfer_sync(segment, local, remote, lengths, opcode, note)
         return {"rc": rc, "seconds": time.monotonic() - began}
@@ -100,14 +107,24 @@ class Node:
     def topology(self):
         return {"topology": json.loads(self.engine.get_local_topology())}
 
+    def die(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
 
 def main():
+    source, sink = sys.stdin, sys.stdout
+    if len(sys.argv) > 1:
+        with socket.create_server((sys.argv[1], int(sys.argv[2]))) as server:
+            connection, _ = server.accept()
+        source, sink = connection.makefile("r"), connection.makefile("w")
     node = Node()
-    for line in sys.stdin:
+    for line in source:
         request = json.loads(line)
+        number = request.pop("number")
         answer = getattr(node, request.pop("do"))(**request)
+        answer["number"] = number
         # The engine's own libraries may print to stdout: ours are the lines that begin so.
-        print("\n= " + json.dumps(answer), flush=True)
+        print("\n= " + json.dumps(answer), file=sink, flush=True)
 
 
 main()

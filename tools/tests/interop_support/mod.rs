@@ -5,11 +5,13 @@
 //! bytes are seen by the process whose memory they are in.
 #![allow(dead_code)] // each test target uses a part
 
-use std::cell::RefCell;
-use std::io::{BufRead, BufReader, Write};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,7 +20,7 @@ use moonrail::{Engine, EngineBuilder, Op, Region, Transfer};
 use serde_json::{Value, json};
 
 /// For one command of a node, generous: the deadline of a stock batch is 30 s and more.
-pub(crate) const ANSWER: Duration = Duration::from_secs(90);
+pub(crate) const ANSWER: Duration = Duration::from_secs(150);
 
 /// The environment with the stock engine.
 pub(crate) fn peers() -> PathBuf {
@@ -65,12 +67,17 @@ pub(crate) trait Node {
     fn notify(&self, segment: &str, name: &str, message: &str) -> Result<(), String>;
     /// Messages that came since.
     fn notifies(&self) -> Vec<(String, String)>;
+    /// Whether it says that a WRITE is done before the bytes are there.
+    fn is_early(&self) -> bool {
+        false
+    }
 }
 
 /// An engine of this process.
 pub(crate) struct Ours {
     pub(crate) engine: Engine,
     regions: RefCell<Vec<Region>>,
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Ours {
@@ -82,7 +89,20 @@ impl Ours {
     }
 
     pub(crate) fn start(builder: EngineBuilder) -> Self {
-        Self { engine: builder.build().unwrap_or_else(|e| panic!("{e}")), regions: RefCell::default() }
+        Self::try_start(builder).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    pub(crate) fn try_start(builder: EngineBuilder) -> Result<Self, String> {
+        let log = Arc::<Mutex<Vec<String>>>::default();
+        let into = Arc::clone(&log);
+        let sink = move |level, line: &str| into.lock().expect("no panic").push(format!("{level:?} {line}"));
+        let engine = builder.log(sink).build().map_err(|e| e.to_string())?;
+        Ok(Self { engine, regions: RefCell::default(), log })
+    }
+
+    /// What the engine has logged.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().expect("no panic").join("\n")
     }
 
     pub(crate) fn region(&self, addr: u64) -> (Region, u64) {
@@ -91,6 +111,14 @@ impl Ours {
         let region = found.unwrap_or_else(|| panic!("{addr:#x} was not registered")).clone();
         let offset = addr - region.addr();
         (region, offset)
+    }
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("our node {} logged:\n{}", self.engine.name(), self.log());
+        }
     }
 }
 
@@ -147,12 +175,16 @@ impl Node for Ours {
 
 /// A stock engine in a process of its own.
 pub(crate) struct Stock {
-    child: Child,
-    input: RefCell<ChildStdin>,
+    /// Its process, if it runs on this machine.
+    child: Option<Child>,
+    input: RefCell<Option<Box<dyn Write>>>,
     answers: Receiver<String>,
     log: Arc<Mutex<String>>,
     name: String,
-    /// Batches so far: a notification wants one to ride on.
+    /// Commands: each has a number, and its answer the same.
+    asked_so_far: Cell<u64>,
+    early: bool,
+    /// Memory for a batch that a notification can ride on.
     scratch: RefCell<Option<u64>>,
 }
 
@@ -175,37 +207,71 @@ impl Stock {
         devices: &str,
         variables: Variables,
     ) -> Result<Self, String> {
-        let mut node = Self::process(variables);
-        let started = node.ask(&json!({"do": "start", "name": name, "metadata": metadata, "protocol": protocol,
-            "devices": devices}))?;
+        Self::process().begin(name, metadata, protocol, devices, variables)
+    }
+
+    /// One that waits for us on another machine, [`wait_on`] that one.
+    pub(crate) fn elsewhere(
+        at: (&str, u16),
+        name: &str,
+        metadata: &str,
+        protocol: &str,
+        devices: &str,
+        variables: Variables,
+    ) -> Self {
+        let until = Instant::now() + ANSWER;
+        let stream = loop {
+            match TcpStream::connect(at) {
+                Ok(stream) => break stream,
+                Err(e) => assert!(Instant::now() < until, "{at:?}: {e}"),
+            }
+            thread::sleep(Duration::from_millis(50));
+        };
+        let answers = answers(stream.try_clone().expect("a second handle"));
+        let input: Box<dyn Write> = Box::new(Line(stream));
+        let node = Self {
+            child: None,
+            input: RefCell::new(Some(input)),
+            answers,
+            log: Arc::default(),
+            name: String::new(),
+            asked_so_far: Cell::new(0),
+            early: false,
+            scratch: RefCell::default(),
+        };
+        node.begin(name, metadata, protocol, devices, variables).unwrap_or_else(|log| panic!("{name}: {log}"))
+    }
+
+    fn begin(
+        mut self,
+        name: &str,
+        metadata: &str,
+        protocol: &str,
+        devices: &str,
+        variables: Variables,
+    ) -> Result<Self, String> {
+        let variables: HashMap<&str, &str> = variables.iter().copied().collect();
+        self.early = variables.get("MC_TCP_PROTO") == Some(&"1");
+        let started = self.ask(&json!({"do": "start", "name": name, "metadata": metadata, "protocol": protocol,
+            "devices": devices, "variables": variables}))?;
         if started["rc"] != 0 {
-            return Err(node.log());
+            return Err(self.log());
         }
         // Without a store the engine draws its own port, and its name is where it listens.
         let host = name.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.ends_with(']'));
         let host = host.map_or(name, |(host, _)| host);
         let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
-        node.name =
+        self.name =
             if metadata == "P2PHANDSHAKE" { format!("{host}:{}", started["rpc_port"]) } else { name.to_owned() };
-        Ok(node)
+        Ok(self)
     }
 
-    fn process(variables: Variables) -> Self {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/stock.py");
-        let mut command = Command::new(python());
-        command.arg("-u").arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.envs(variables.iter().copied());
+    fn process() -> Self {
+        let mut command = agent();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|e| panic!("{}: {e}", python().display()));
         let log = Arc::new(Mutex::new(String::new()));
-        let (said, answers) = channel();
-        let stdout = BufReader::new(child.stdout.take().expect("piped"));
-        thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                if let Some(answer) = line.strip_prefix("= ") {
-                    let _ = said.send(answer.to_owned());
-                }
-            }
-        });
+        let answers = answers(child.stdout.take().expect("piped"));
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
         let into = Arc::clone(&log);
         thread::spawn(move || {
@@ -215,18 +281,22 @@ impl Stock {
                 into.push('\n');
             }
         });
-        let input = RefCell::new(child.stdin.take().expect("piped"));
-        Self { child, input, answers, log, name: String::new(), scratch: RefCell::default() }
+        let input: Box<dyn Write> = Box::new(child.stdin.take().expect("piped"));
+        Self {
+            child: Some(child),
+            input: RefCell::new(Some(input)),
+            answers,
+            log,
+            name: String::new(),
+            asked_so_far: Cell::new(0),
+            early: false,
+            scratch: RefCell::default(),
+        }
     }
 
     /// What its engine has logged.
     pub(crate) fn log(&self) -> String {
         self.log.lock().expect("nobody panics with it").clone()
-    }
-
-    /// Its process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     /// One command and its answer; an error if the process ended or did not answer.
@@ -237,14 +307,24 @@ impl Stock {
 
     /// Sends a command without waiting for its answer.
     pub(crate) fn tell(&self, request: &Value) {
-        let _ = writeln!(self.input.borrow_mut(), "{request}");
+        self.asked_so_far.set(self.asked_so_far.get() + 1);
+        let mut request = request.clone();
+        request["number"] = self.asked_so_far.get().into();
+        if let Some(input) = &mut *self.input.borrow_mut() {
+            let _ = writeln!(input, "{request}");
+        }
     }
 
-    /// The next answer; `None` if the process ended or the time is over.
+    /// The answer to the last command; `None` if the process ended or the time is over.
     pub(crate) fn answer(&self, within: Duration) -> Option<Value> {
-        match self.answers.recv_timeout(within) {
-            Ok(line) => Some(serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"))),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+        let until = Instant::now() + within;
+        loop {
+            let line = self.answers.recv_timeout(until.saturating_duration_since(Instant::now())).ok()?;
+            let answer: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
+            // One that was given up comes late.
+            if answer["number"] == self.asked_so_far.get() {
+                return Some(answer);
+            }
         }
     }
 
@@ -254,33 +334,81 @@ impl Stock {
 
     /// SIGKILL, and gone.
     pub(crate) fn kill(mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.tell(&json!({"do": "die"}));
+        self.gone();
     }
 
     /// Ends it as an orderly program does; returns its log.
     pub(crate) fn end(mut self) -> String {
-        let until = Instant::now() + Duration::from_secs(20);
         // Nothing more to read: the script returns, and its engine is destroyed.
-        drop(std::mem::replace(self.input.get_mut(), null_input()));
-        while self.child.try_wait().expect("our child").is_none() && Instant::now() < until {
-            thread::sleep(Duration::from_millis(5));
-        }
+        self.input.replace(None);
+        self.gone();
         self.log()
     }
 
-    /// Whether it has ended by itself.
-    pub(crate) fn is_gone(&mut self) -> bool {
-        self.child.try_wait().expect("our child").is_some()
+    fn gone(&mut self) {
+        let until = Instant::now() + Duration::from_secs(20);
+        let Some(child) = &mut self.child else { return };
+        while child.try_wait().expect("our child").is_none() {
+            assert!(Instant::now() < until, "{} does not end", self.name);
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
-/// The input of a process that has ended.
-fn null_input() -> ChildStdin {
-    let mut child = Command::new("true").stdin(Stdio::piped()).spawn().expect("true runs");
-    let input = child.stdin.take().expect("piped");
-    let _ = child.wait();
-    input
+/// Our end of the connection to a node on another machine. Its end is the node's, whoever else holds a handle.
+struct Line(TcpStream);
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(Shutdown::Write);
+    }
+}
+
+/// `stock.py`, for whoever drives it.
+fn agent() -> Command {
+    let mut command = Command::new(python());
+    command.arg("-u").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/stock.py"));
+    command
+}
+
+/// Keeps a stock node for somebody on another machine to drive, at this address; when one has ended, another, until
+/// `done`.
+pub(crate) fn wait_on(at: (&str, u16), done: impl Fn() -> bool) {
+    loop {
+        let mut child = agent().arg(at.0).arg(at.1.to_string()).stdin(Stdio::null()).spawn().expect("python runs");
+        while child.try_wait().expect("our child").is_none() {
+            if done() {
+                let _ = child.kill();
+                let _ = child.wait();
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// The answers of a node, line by line, as they come.
+fn answers(from: impl Read + Send + 'static) -> Receiver<String> {
+    let (said, answers) = channel();
+    thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            if let Some(answer) = line.strip_prefix("= ") {
+                let _ = said.send(answer.to_owned());
+            }
+        }
+    });
+    answers
 }
 
 impl Drop for Stock {
@@ -291,14 +419,20 @@ impl Drop for Stock {
             eprintln!("the stock node {} logged at the end:", self.name);
             tail.iter().rev().for_each(|line| eprintln!("  {line}"));
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
 impl Node for Stock {
     fn kind(&self) -> &'static str {
         "stock"
+    }
+
+    fn is_early(&self) -> bool {
+        self.early
     }
 
     fn name(&self) -> String {
@@ -375,6 +509,9 @@ impl Drop for Folder {
 /// Lengths that meet every edge: inside a slice, at its border, with a remainder, many slices.
 pub(crate) const LENGTHS: [u64; 7] = [1, 64, 4097, 65_536, 81_921, 200_000, 1_048_576];
 
+/// How long bytes may be under way when a stock node that is early says they are there.
+const EARLY: Duration = Duration::from_secs(10);
+
 /// Memory that a cell needs of each node.
 pub(crate) fn extent() -> u64 {
     LENGTHS.iter().sum::<u64>().next_multiple_of(4096)
@@ -413,7 +550,14 @@ pub(crate) fn cell(
     wanted[at as usize..].copy_from_slice(&std::fs::read(&other).expect("the file")[at as usize..]);
     let expected = folder.join("expected");
     std::fs::write(&expected, wanted).expect("a file");
-    if let Some(at) = owner_of_sink.compare(sink, &expected) {
+    // By version 1 of the TCP protocol a stock WRITE is done when its own kernel has the last byte.
+    let until = Instant::now() + if op == Op::Write && from.is_early() { EARLY } else { Duration::ZERO };
+    let mut wrong = owner_of_sink.compare(sink, &expected);
+    while wrong.is_some() && Instant::now() < until {
+        thread::sleep(Duration::from_millis(5));
+        wrong = owner_of_sink.compare(sink, &expected);
+    }
+    if let Some(at) = wrong {
         return Err(format!(
             "byte {at} of {}'s memory is wrong after a {op:?} by {}",
             owner_of_sink.kind(),

@@ -1,4 +1,5 @@
 //! Metadata servers on free ports of this host: etcd, and Mooncake's own HTTP server.
+#![allow(dead_code)] // each test target uses a part
 
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
