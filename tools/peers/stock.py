@@ -9,9 +9,11 @@ import ctypes
 import json
 import mmap
 import os
+import queue
 import signal
 import socket
 import sys
+import threading
 import time
 
 STATUS = {1: "done", -1: "failed", -2: "timeout"}
@@ -107,8 +109,18 @@ class Node:
     def topology(self):
         return {"topology": json.loads(self.engine.get_local_topology())}
 
-    def die(self):
-        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def listen(source, commands):
+    """A call of the engine may never return: who drives us can end us all the same."""
+    for line in source:
+        request = json.loads(line)
+        if request["do"] == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        commands.put(request)
+    commands.put(None)
+    time.sleep(20)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main():
@@ -117,9 +129,10 @@ def main():
         with socket.create_server((sys.argv[1], int(sys.argv[2]))) as server:
             connection, _ = server.accept()
         source, sink = connection.makefile("r"), connection.makefile("w")
+    commands = queue.Queue()
+    threading.Thread(target=listen, args=(source, commands), daemon=True).start()
     node = Node()
-    for line in source:
-        request = json.loads(line)
+    while (request := commands.get()) is not None:
         number = request.pop("number")
         answer = getattr(node, request.pop("do"))(**request)
         answer["number"] = number
