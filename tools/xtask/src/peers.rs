@@ -57,8 +57,7 @@ fn install(requirements: &Path, folder: &Path) -> Result<()> {
         Error::new(
             format!("the stock engine cannot be installed: {e}"),
             format!(
-                "it comes from PyPI, or whatever pip is told to use: check the network, and that {} still exists there",
-                REQUIREMENTS
+                "it comes from PyPI, or whatever pip is told to use: check the network, and that {REQUIREMENTS} still exists there"
             ),
         )
     })?;
