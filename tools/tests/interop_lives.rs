@@ -34,7 +34,7 @@ fn serve(name: &str, store: &Store) -> (Process, u64) {
     command.args(line.split_whitespace()).envs(LOOPBACK.iter().copied());
     let mut process = Process::start("moonrail serve", command);
     let rest = process.says("{\"buffers\":[{\"addr\":", START);
-    let digits: String = rest.chars().take_while(|c| c.is_ascii_digit()).collect();
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
     (process, digits.parse().expect("an address"))
 }
 

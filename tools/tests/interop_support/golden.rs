@@ -80,7 +80,7 @@ fn form(bytes: &[u8]) -> String {
     match bytes.iter().position(|b| *b == b'{') {
         Some(at) if serde_json::from_slice::<Value>(&bytes[at..]).is_ok() => {
             let json = serde_json::from_slice(&bytes[at..]).expect("looked at");
-            let kind = (at == 9).then(|| format!("type {} ", bytes[8])).unwrap_or_default();
+            let kind = if at == 9 { format!("type {} ", bytes[8]) } else { String::new() };
             let end = if bytes.ends_with(b"\n") { ", ended by a newline" } else { "" };
             format!("{kind}{}{end}", members(&json))
         }
