@@ -18,6 +18,7 @@ use crate::driver::Question;
 use crate::error::{ControlError, NotifyError, OpenError, PublishError};
 use crate::fabric::FabricPolicy;
 use crate::metadata::{BufferEntry, RpcMeta, SegmentDescriptor};
+use crate::wire::Incarnation;
 
 /// A peer's memory as its descriptor told. A newer descriptor is another value.
 #[derive(Clone, Debug)]
@@ -91,6 +92,32 @@ pub struct RailReport {
     pub counters: Arc<RailCounters>,
 }
 
+/// Whom the evidence of an incident is charged to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Charge {
+    /// The request itself was wrong: no rail is to blame.
+    Request,
+    /// This pair of NICs, and nobody else yet.
+    Pair,
+    /// The peer: it restarted, or presented fresh queue pairs.
+    Peer,
+    /// Our own port or device.
+    Port,
+}
+
+impl Charge {
+    /// As one word: `request`, `pair`, `peer`, `port`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Pair => "pair",
+            Self::Peer => "peer",
+            Self::Port => "port",
+        }
+    }
+}
+
 /// What followed from one first error.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Incident {
@@ -120,6 +147,10 @@ pub struct Incident {
     pub flushed: u32,
     /// Attempts to connect since.
     pub attempts: u32,
+    /// Whom it is charged to.
+    pub charge: Charge,
+    /// What was decided when it opened.
+    pub decision: String,
 }
 
 /// Over what transfers to a segment go that was opened with one policy.
@@ -154,6 +185,7 @@ pub struct Control {
 struct Shared {
     name: String,
     rpc: RpcMeta,
+    incarnation: Incarnation,
     /// `None` only while being dropped.
     questions: Option<Sender<Question>>,
     doorbell: Arc<Doorbell>,
@@ -189,6 +221,11 @@ impl Control {
     /// Host and port that peers dial.
     pub fn rpc_addr(&self) -> &RpcMeta {
         &self.shared.rpc
+    }
+
+    /// This life of the node, as peers know it.
+    pub fn incarnation(&self) -> Incarnation {
+        self.shared.incarnation
     }
 
     /// Looks `name` up, and begins to connect rails to it. Answers as soon as the descriptor is known. `policy`: what may
@@ -363,6 +400,7 @@ impl Control {
     pub(crate) fn assemble(
         name: String,
         rpc: RpcMeta,
+        incarnation: Incarnation,
         questions: Sender<Question>,
         doorbell: Arc<Doorbell>,
         clock: Clock,
@@ -372,6 +410,7 @@ impl Control {
             shared: Arc::new(Shared {
                 name,
                 rpc,
+                incarnation,
                 questions: Some(questions),
                 doorbell,
                 clock,

@@ -48,6 +48,6 @@ pub use config::{
 };
 pub use error::{ControlError, DialError, NotifyError, OpenError, PublishError, StartError};
 pub use fabric::FabricPolicy;
-pub use handle::{Control, Incident, Notification, RailReport, RailState, RemoteSegment, Story, Way};
+pub use handle::{Charge, Control, Incident, Notification, RailReport, RailState, RemoteSegment, Story, Way};
 pub use metadata::{MetadataUri, StoreOptions};
 pub use start::start;

@@ -39,12 +39,13 @@ pub fn start(config: ControlConfig) -> Result<Control, StartError> {
     };
     let span = Nanos::from_duration;
     let rails = RailOptions { rails_per_nic: rails_per_nic(&config), ..config.rails.clone() };
+    let incarnation = Incarnation(entropy());
     let brain = Brain::new(BrainConfig {
         name: name.clone(),
         store: store.as_ref().map(|_| KeySpace::new(&config.cluster_id)),
         metadata: in_words(&config.metadata),
         rpc: rpc.clone(),
-        incarnation: Incarnation(entropy()),
+        incarnation,
         boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned()),
         seed,
         epoch: SystemTime::now() - (config.clock)().to_duration(),
@@ -67,7 +68,7 @@ pub fn start(config: ControlConfig) -> Result<Control, StartError> {
 
     let (questions, asked) = channel();
     let (doorbell, clock) = (config.doorbell.clone(), config.clock.clone());
-    let control = Control::assemble(name, rpc, questions, doorbell, clock, brain.evictions());
+    let control = Control::assemble(name, rpc, incarnation, questions, doorbell, clock, brain.evictions());
     // Two puts, and on an HTTP store with a stale address of ours the whole detour.
     let patience = config.store.deadline * 4 + config.handshake.connect_timeout + config.handshake.reply_timeout;
     spawn(config, Parts { brain, listener, store, questions: asked })?;

@@ -19,7 +19,7 @@ use super::rail::{End, Leave, Life, OldLife};
 use super::{Brain, INCIDENTS, Kind, Pending, Timer};
 use crate::config::LogLevel;
 use crate::connect::{JobKind, Outcome, Unused};
-use crate::handle::Incident;
+use crate::handle::{Charge, Incident};
 
 /// Attempts at every rail after which a peer counts as unreachable…
 const ROUNDS: u32 = 3;
@@ -36,12 +36,25 @@ const STOP_GRACE: Nanos = Nanos::from_secs(1);
 /// Such lives kept per rail.
 const UNPROVEN_MAX: usize = 8;
 
-/// What a completion said, for the incident.
-#[derive(Default)]
+/// What is known of an incident beside its cause.
 struct Seen {
     status: Option<u32>,
     vendor_err: u32,
     age: Nanos,
+    charge: Charge,
+    decision: String,
+}
+
+impl Seen {
+    /// No completion told of it.
+    fn without_completion(charge: Charge) -> Self {
+        let decision = match charge {
+            Charge::Port => "its rails are connected anew once the port can be used",
+            Charge::Peer => "connected anew with the peer's present end",
+            Charge::Pair | Charge::Request => "the rail is out of use; connected anew with back-off",
+        };
+        Self { status: None, vendor_err: 0, age: Nanos::ZERO, charge, decision: decision.to_owned() }
+    }
 }
 
 impl Brain {
@@ -85,13 +98,14 @@ impl Brain {
         }
         let unsure =
             class == FaultClass::MtuOrRequest || class == FaultClass::Path && (!error.proven || state.swallowed > 1);
-        let mut note = String::new();
+        let (mut note, mut decision) = (String::new(), decided(class).to_owned());
         if unsure
             && !moonrail
             && state.fabric == Fabric::Rdma
             && let Some(next) = state.mtu.suspect(mtu)
         {
             note = format!("; path MTU {mtu} may not be the peer's, trying {next} (set MC_MTU alike on both ends)");
+            decision = format!("connected anew with path MTU {next} in place of {mtu}");
         }
         let op = match error.op {
             Op::Read => "READ",
@@ -111,7 +125,13 @@ impl Brain {
             error.behind,
             advice(error.status, class, state.fabric),
         );
-        let seen = Seen { status: Some(error.status.0), vendor_err: error.vendor_err, age: error.age };
+        let charge = match class {
+            FaultClass::Request => Charge::Request,
+            FaultClass::Local => Charge::Port,
+            FaultClass::Flush | FaultClass::MtuOrRequest | FaultClass::Path | FaultClass::Unknown => Charge::Pair,
+        };
+        let seen =
+            Seen { status: Some(error.status.0), vendor_err: error.vendor_err, age: error.age, charge, decision };
         self.open_incident(rail, &text, &seen);
         self.retire(rail);
         let peer = self.rails[rail].peer;
@@ -165,9 +185,14 @@ impl Brain {
 
     /// Ends whatever the rail has, for a reason that is not of its own making; it is tried again after its back-off.
     pub(super) fn lose(&mut self, rail: usize, why: &str) {
+        self.lose_to(rail, why, Charge::Pair);
+    }
+
+    /// As [`Brain::lose`], where more than the pair is known to be at fault.
+    pub(super) fn lose_to(&mut self, rail: usize, why: &str, charge: Charge) {
         match &self.rails[rail].end {
             End::Whole(_) => {
-                self.open_incident(rail, why, &Seen::default());
+                self.open_incident(rail, why, &Seen::without_completion(charge));
                 self.retire(rail);
                 let wait = self.rails[rail].fail(&mut self.random);
                 self.retry_in(rail, wait);
@@ -187,7 +212,7 @@ impl Brain {
             let used = life.proven.is_some() && life.leave == Leave::No;
             let text = "the peer connects anew (restarted, or saw an error that we did not): Retiring stale endpoint";
             if used {
-                self.open_incident(rail, text, &Seen::default());
+                self.open_incident(rail, text, &Seen::without_completion(Charge::Peer));
             }
         }
         self.retire(rail);
@@ -401,7 +426,7 @@ impl Brain {
 
     /// Something went wrong on a rail: one incident until a slice comes back, however often it is tried.
     pub(super) fn trouble(&mut self, rail: usize, text: &str) {
-        self.open_incident(rail, text, &Seen::default());
+        self.open_incident(rail, text, &Seen::without_completion(Charge::Pair));
     }
 
     fn open_incident(&mut self, rail: usize, text: &str, seen: &Seen) {
@@ -434,6 +459,8 @@ impl Brain {
             age: seen.age,
             flushed: 0,
             attempts: 0,
+            charge: seen.charge,
+            decision: seen.decision.clone(),
         };
         let line = format!(
             "incident {number} opened: {} to {}@{}: {text}",
@@ -624,6 +651,17 @@ impl Brain {
             self.finish(id, Answer::Stopped);
         }
         self.out.push(Action::Exit);
+    }
+}
+
+/// What is done about the first error of a class.
+fn decided(class: FaultClass) -> &'static str {
+    match class {
+        FaultClass::Request => "the transfer fails; the rail is connected anew at once",
+        FaultClass::Local => "its slices go to other rails; connected anew with back-off",
+        FaultClass::Flush | FaultClass::MtuOrRequest | FaultClass::Path | FaultClass::Unknown => {
+            "its slices go to other rails; connected anew with back-off, and used again after a trial"
+        }
     }
 }
 

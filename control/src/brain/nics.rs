@@ -8,6 +8,7 @@ use super::rail::End;
 use super::{Brain, BrainNic, Pending, Timer};
 use crate::config::LogLevel;
 use crate::connect::{JobKind, NicFacts, Outcome};
+use crate::handle::Charge;
 use crate::handshake::OwnNic;
 
 /// How often a port that is down is looked at, in case its event was lost.
@@ -145,7 +146,7 @@ impl Brain {
         self.log(LogLevel::Error, text.clone());
         for rail in 0..self.rails.len() {
             if self.rails[rail].nic == nic && self.rails[rail].core == core {
-                self.lose(rail, &text);
+                self.lose_to(rail, &text, Charge::Port);
             }
         }
     }
@@ -156,7 +157,7 @@ impl Brain {
         }
         for rail in 0..self.rails.len() {
             if self.rails[rail].nic == nic {
-                self.lose(rail, text);
+                self.lose_to(rail, text, Charge::Port);
             }
         }
     }
@@ -205,7 +206,7 @@ impl Brain {
             let text = format!("the address of device {name} changed");
             for rail in 0..self.rails.len() {
                 if self.rails[rail].nic == nic {
-                    self.lose(rail, &text);
+                    self.lose_to(rail, &text, Charge::Port);
                 }
             }
         }

@@ -13,7 +13,7 @@ use super::{Brain, Kind, Pending};
 use crate::config::LogLevel;
 use crate::error::{ControlError, DialError, NotifyError, OpenError};
 use crate::fabric::FabricPolicy;
-use crate::handle::RemoteSegment;
+use crate::handle::{Charge, RemoteSegment};
 use crate::metadata::keys::segment_name;
 use crate::metadata::{Protocol, RpcMeta, SegmentDescriptor, StoreError, peer as p2p};
 use crate::wire::{Frame, GidText, Incarnation, MessageType};
@@ -350,7 +350,7 @@ impl Brain {
         state.address = None;
         for rail in state.rails.clone() {
             if self.rails[rail].theirs().is_some_and(|theirs| theirs.incarnation == Some(before)) {
-                self.lose(rail, "the peer was restarted");
+                self.lose_to(rail, "the peer was restarted", Charge::Peer);
             }
             for life in &mut self.rails[rail].old {
                 let same_host = (boot_id.is_some() && life.boot_id.as_deref() == boot_id) || gid == Some(life.peer_gid);
