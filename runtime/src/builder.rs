@@ -141,6 +141,9 @@ flags! {
     same_name_only;
     /// Use version 1 of the TCP data protocol towards stock peers; off (MC_TCP_PROTO=1).
     tcp_v1;
+    /// Offer a local socket on which `moonrail incidents` reads this engine; on (MOONRAIL_INSPECT=off). See
+    /// [`crate::inspect`].
+    inspect;
 }
 
 macro_rules! texts {

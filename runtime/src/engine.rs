@@ -18,6 +18,8 @@ use crate::batch::{Batch, BatchBuilder, Transfer, after};
 use crate::builder::EngineBuilder;
 use crate::config::Settings;
 use crate::error::{NotifyError, RegisterError, SegmentError, SubmitError, UnregisterError};
+use crate::incident::IncidentInfo;
+use crate::inspect::server::Server;
 use crate::live::{Live, Watch};
 use crate::log::{Level, Log};
 use crate::metrics::Metrics;
@@ -100,19 +102,6 @@ pub struct RailInfo {
     pub bytes: u64,
     /// How often it was evicted.
     pub evictions: u64,
-}
-
-/// What followed from one first error on one queue pair.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct IncidentInfo {
-    /// When, since the engine started.
-    pub at: Duration,
-    /// The peer's segment name.
-    pub peer: String,
-    /// Rail, status, age, what was decided: one line.
-    pub text: String,
-    /// Whether it is over.
-    pub closed: bool,
 }
 
 /// What one data core has counted since it started.
@@ -239,6 +228,34 @@ impl Shared {
         self.registry.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn incidents(&self) -> Vec<IncidentInfo> {
+        let now = self.origin.elapsed();
+        self.control.incidents().into_iter().map(|incident| IncidentInfo::new(incident, now)).collect()
+    }
+
+    pub(crate) fn rails(&self) -> Vec<RailInfo> {
+        let info = |rail: moonrail_control::RailReport| RailInfo {
+            state: match &rail.trouble {
+                Some(trouble) => format!("{}: {trouble}", state_name(rail.state)),
+                None if rail.evicted => "evicted".to_owned(),
+                None => state_name(rail.state).to_owned(),
+            },
+            usable: rail.state == RailState::Usable,
+            nic: rail.local_nic,
+            peer: rail.peer,
+            peer_nic: rail.peer_nic,
+            fabric: rail.fabric,
+            core: rail.core.0,
+            qps: rail.qps,
+            path_mtu: rail.path_mtu,
+            lives: rail.lives,
+            moonrail: rail.moonrail,
+            bytes: rail.counters.bytes.get(),
+            evictions: rail.evictions,
+        };
+        self.control.rails().into_iter().map(info).collect()
+    }
+
     pub(crate) fn publishing(&self) -> MutexGuard<'_, ()> {
         self.publishing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -257,12 +274,15 @@ pub struct Engine {
     threads: Mutex<Vec<JoinHandle<()>>>,
     ended: AtomicBool,
     metrics: Mutex<Option<Metrics>>,
+    inspect: Mutex<Option<Server>>,
 }
 
 impl Engine {
     pub(crate) fn new(shared: Shared, threads: Vec<JoinHandle<()>>, metrics: Option<Metrics>) -> Self {
+        let shared = Arc::new(shared);
         Self {
-            shared: Arc::new(shared),
+            inspect: Mutex::new(Server::start(&shared)),
+            shared,
             threads: Mutex::new(threads),
             ended: AtomicBool::new(false),
             metrics: Mutex::new(metrics),
@@ -307,46 +327,12 @@ impl Engine {
 
     /// The rails that exist now.
     pub fn rails(&self) -> Vec<RailInfo> {
-        let info = |rail: moonrail_control::RailReport| RailInfo {
-            state: match &rail.trouble {
-                Some(trouble) => format!("{}: {trouble}", state_name(rail.state)),
-                None if rail.evicted => "evicted".to_owned(),
-                None => state_name(rail.state).to_owned(),
-            },
-            usable: rail.state == RailState::Usable,
-            nic: rail.local_nic,
-            peer: rail.peer,
-            peer_nic: rail.peer_nic,
-            fabric: rail.fabric,
-            core: rail.core.0,
-            qps: rail.qps,
-            path_mtu: rail.path_mtu,
-            lives: rail.lives,
-            moonrail: rail.moonrail,
-            bytes: rail.counters.bytes.get(),
-            evictions: rail.evictions,
-        };
-        self.shared.control.rails().into_iter().map(info).collect()
+        self.shared.rails()
     }
 
     /// The last 256 incidents, oldest first.
     pub fn incidents(&self) -> Vec<IncidentInfo> {
-        let info = |incident: moonrail_control::Incident| IncidentInfo {
-            at: incident.opened.to_duration(),
-            text: format!(
-                "{} to {} {}: {}; age {:?}, {} flushed, {} attempts to connect since",
-                incident.local_nic,
-                incident.peer,
-                incident.peer_nic,
-                incident.cause,
-                incident.age.to_duration(),
-                incident.flushed,
-                incident.attempts
-            ),
-            peer: incident.peer,
-            closed: incident.closed.is_some(),
-        };
-        self.shared.control.incidents().into_iter().map(info).collect()
+        self.shared.incidents()
     }
 
     /// What the cores counted.
@@ -533,6 +519,7 @@ impl Engine {
         let shared = &self.shared;
         shared.registry_mut().stopped = true;
         drop(self.metrics.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.inspect.lock().unwrap_or_else(PoisonError::into_inner).take());
         let mut whole = shared.control.shutdown(until);
         let last = until.max(Instant::now()) + LAST_MOMENT;
         for thread in std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner)) {

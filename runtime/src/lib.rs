@@ -54,7 +54,7 @@
 //! to do next. No call waits without a bound.
 //!
 //! The order in which data meets the modules: [`builder`] and [`config`] decide, [`topology`] places, [`engine`] is the
-//! node; [`region`] is memory; [`segment`] finds a peer's; [`batch`] moves bytes; [`notify`] tells the peer about it.
+//! node, [`incident`] and [`inspect`] what can be read of it; [`region`] is memory; [`segment`] finds a peer's; [`batch`] moves bytes; [`notify`] tells the peer about it.
 #![deny(missing_docs)]
 
 pub mod builder;
@@ -68,6 +68,8 @@ mod start;
 pub mod topology;
 
 pub mod engine;
+pub mod incident;
+pub mod inspect;
 
 pub mod memlock;
 pub mod region;
@@ -87,18 +89,19 @@ mod metrics;
 
 pub use batch::{Batch, BatchBuilder, BatchStatus, Transfer, TransferState};
 pub use builder::{EngineBuilder, PollMode, TlsFiles};
-pub use engine::{CoreCounters, Counters, Engine, IncidentInfo, NicInfo, PortInfo, RailInfo};
+pub use engine::{CoreCounters, Counters, Engine, NicInfo, PortInfo, RailInfo};
 pub use error::{
     BuildError, NicProblem, NotifyError, RefusedRegistration, RegisterError, SegmentError, SubmitError, TransferError,
     UnregisterError, WaitError,
 };
+pub use incident::IncidentInfo;
 pub use log::Level;
 pub use notify::Notification;
 pub use plan::{CorePlan, Plan};
 pub use region::Region;
 pub use segment::{RemoteRange, Segment};
 
-pub use moonrail_control::{Eviction, FabricPolicy, Way};
+pub use moonrail_control::{Charge, Eviction, FabricPolicy, Way};
 pub use moonrail_datapath::error::Cause;
 pub use moonrail_datapath::nic::{Fabric, Nic, Op};
 pub use moonrail_datapath::region::{Memory, OutOfRange};

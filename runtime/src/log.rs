@@ -93,11 +93,16 @@ pub(crate) fn file_in(folder: &Path) -> std::io::Result<Sink> {
 
 /// `2026-11-22T10:47:03.123456Z WARNING text`, UTC.
 fn format_line(at: SystemTime, level: Level, text: &str) -> String {
+    format!("{} {level:<7} {text}", utc(at))
+}
+
+/// A moment as log lines have it: `2026-11-22T10:47:03.123456Z`. Before 1970 it is 1970.
+pub fn utc(at: SystemTime) -> String {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (year, month, day) = civil(since.as_secs() / 86_400);
     let second = since.as_secs() % 86_400;
     format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:06}Z {level:<7} {text}",
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:06}Z",
         second / 3600,
         second / 60 % 60,
         second % 60,

@@ -94,6 +94,8 @@ pub(crate) struct Settings {
     pub(crate) tcp_v1: bool,
     pub(crate) tcp_status_timeout: Duration,
     pub(crate) tcp_progress_timeout: Duration,
+    /// Where the socket for inspection may be; empty: nowhere.
+    pub(crate) inspect: Vec<PathBuf>,
 }
 
 /// Where the NIC priority matrix comes from.

@@ -80,6 +80,11 @@ impl Settings {
                 .unwrap_or_else(|| pick.env.text("MC_TCP_PROTO").as_deref() == Some("1")),
             tcp_status_timeout: pick.seconds("tcp_status_timeout", given.tcp_status_timeout)?,
             tcp_progress_timeout: pick.seconds("tcp_progress_timeout", given.tcp_progress_timeout)?,
+            inspect: if given.flags.get("inspect") == Some(&false) {
+                Vec::new()
+            } else {
+                crate::inspect::folders(|name| pick.env.text(name))
+            },
         })
     }
 }

@@ -222,7 +222,7 @@ pub fn engine_json(engine: &Engine, peer: &str, rails: &[RailShare]) -> Value {
     let incidents: Vec<Value> = engine
         .incidents()
         .iter()
-        .map(|i| json!({ "at_seconds": i.at.as_secs_f64(), "peer": i.peer, "text": i.text, "closed": i.closed }))
+        .map(|i| json!({ "at_seconds": i.at.as_secs_f64(), "peer": i.peer, "text": i.to_string(), "closed": i.closed }))
         .collect();
     let way = |way: moonrail::Way| json!({ "fabric": way.fabric.map(Fabric::as_str), "why": way.why });
     let ways: Vec<Value> = engine.ways(peer).into_iter().map(way).collect();

@@ -55,6 +55,7 @@ use crate::units::{Lid, Lkey, PortNum, Rkey};
 pub use attachment::{Attachment, CopyError};
 pub use ledger::SLOTS;
 pub use service::PEERS;
+pub use wire::Credentials;
 
 use foreign::Foreign;
 use ledger::{Ledger, SharedLanes};

@@ -179,7 +179,33 @@ impl Drop for Line {
     }
 }
 
-/// The process at the other end of a unix socket, as the kernel vouches for it.
+/// Who made or listens on the other end of a unix socket, as the kernel vouches for it (unix(7), SO_PEERCRED).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Credentials {
+    /// The process; 0 where it is not visible from our pid namespace.
+    pub pid: i32,
+    /// Its effective user.
+    pub uid: u32,
+}
+
+impl Credentials {
+    /// Asks the kernel; any thread.
+    ///
+    /// # Errors
+    /// What getsockopt(2) says of a descriptor that is no unix socket.
+    pub fn behind(socket: BorrowedFd<'_>) -> io::Result<Self> {
+        let mut who = libc::ucred { pid: 0, uid: 0, gid: 0 };
+        option(socket, libc::SO_PEERCRED, &mut who)?;
+        Ok(Self { pid: who.pid, uid: who.uid })
+    }
+
+    /// Whether it is our own user, or root.
+    pub fn is_trusted(self) -> bool {
+        self.uid == rustix::process::geteuid().as_raw() || self.uid == 0
+    }
+}
+
+/// The process at the other end of a unix socket.
 #[derive(Debug)]
 pub(super) struct Process {
     /// 0 where it is not visible from our pid namespace.
@@ -191,8 +217,7 @@ pub(super) struct Process {
 
 impl Process {
     pub(super) fn behind(socket: BorrowedFd<'_>) -> io::Result<Self> {
-        let mut who = libc::ucred { pid: 0, uid: 0, gid: 0 };
-        option(socket, libc::SO_PEERCRED, &mut who)?;
+        let who = Credentials::behind(socket)?;
         // Linux 6.5 gives the descriptor itself; before, a pid may in theory have gone to another process meanwhile.
         const SO_PEERPIDFD: libc::c_int = 77;
         let mut fd: libc::c_int = -1;
@@ -212,7 +237,7 @@ impl Process {
 
     /// Whether we let it at our memory, and it us: the same user, or root.
     pub(super) fn is_trusted(&self) -> bool {
-        self.uid == rustix::process::geteuid().as_raw() || self.uid == 0
+        Credentials { pid: self.pid, uid: self.uid }.is_trusted()
     }
 }
 
