@@ -35,6 +35,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Show what is registered in the metadata store, and take away what is stale
     Segments(SegmentsArgs),
+    /// Tell what went wrong on the rails of the engines that run on this host, and what came of it
+    Incidents(IncidentsArgs),
 }
 
 /// `moonrail nics`
@@ -63,6 +65,35 @@ pub struct TopologyArgs {
     /// The node.
     #[command(flatten)]
     pub node: NodeArgs,
+}
+
+/// `moonrail incidents`
+#[derive(Args, Debug)]
+#[command(
+    max_term_width = 80,
+    after_help = "Each engine keeps its last 256 incidents; the engines of this user are read, and root's command reads \
+        everybody's. MOONRAIL_INSPECT names the folder of their sockets, if it is not the usual one.\n\n\
+        Exit status: 0 every engine asked for was read, 1 one could not be, or none runs, 2 wrong usage."
+)]
+pub struct IncidentsArgs {
+    /// Only engines of this name [default: all of this host]
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Only engines of this process
+    #[arg(long, value_name = "PID")]
+    pub pid: Option<u32>,
+    /// Only incidents that are not over
+    #[arg(long)]
+    pub open: bool,
+    /// One line per incident
+    #[arg(long, conflicts_with = "json")]
+    pub brief: bool,
+    /// Print JSON; docs/operating.md has the members
+    #[arg(long)]
+    pub json: bool,
+    /// Show it again every so often until SIGINT or SIGTERM
+    #[arg(long, value_parser = parse_span, value_name = "TIME", num_args = 0..=1, default_missing_value = "2s")]
+    pub watch: Option<Duration>,
 }
 
 /// How a core waits.

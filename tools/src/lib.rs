@@ -1,7 +1,8 @@
 //! The `moonrail` command.
 //!
 //! In the order an operator meets them: [`cli`] reads the command line, [`gflags`] the one of `transfer_engine_bench`;
-//! [`node`] makes an engine of it; [`nics`], [`topology`], [`serve`], [`bench`], [`ping`], [`doctor`] and [`segments`] are the subcommands; [`failure`] says how it ends.
+//! [`node`] makes an engine of it; [`nics`], [`topology`], [`serve`], [`bench`], [`ping`], [`doctor`], [`segments`] and
+//! [`incidents`] are the subcommands; [`failure`] says how it ends.
 //! [`units`], [`table`], [`say`], [`progress`] and [`signal`] are what they share.
 
 pub mod bench;
@@ -9,6 +10,7 @@ pub mod cli;
 pub mod doctor;
 pub mod failure;
 pub mod gflags;
+pub mod incidents;
 pub mod nics;
 pub mod node;
 pub mod ping;
@@ -42,6 +44,7 @@ pub fn main(args: &[String]) -> ExitCode {
         cli::Command::Ping(args) => ping::run(&args),
         cli::Command::Doctor(args) => doctor::run(&args),
         cli::Command::Segments(args) => segments::run(&args),
+        cli::Command::Incidents(args) => incidents::run(&args),
     };
     done.unwrap_or_else(|failure| failure.report())
 }

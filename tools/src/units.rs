@@ -111,6 +111,19 @@ pub fn span(nanos: u64) -> String {
     }
 }
 
+/// A time that people waited: `0.4 s`, `12.3 s`, `4 min 10 s`, `2 h 5 min`, `3 d 4 h`.
+pub fn waited(seconds: f64) -> String {
+    if seconds < 60.0 {
+        return format!("{:.1} s", seconds.max(0.0));
+    }
+    let whole = seconds as u64;
+    match whole {
+        0..=3_599 => format!("{} min {} s", whole / 60, whole % 60),
+        3_600..=86_399 => format!("{} h {} min", whole / 3_600, whole / 60 % 60),
+        _ => format!("{} d {} h", whole / 86_400, whole / 3_600 % 24),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,6 +166,12 @@ mod tests {
             (span(740), span(12_340), span(2_100_000_000)),
             ("740 ns".into(), "12.3 us".into(), "2100.00 ms".into())
         );
+    }
+
+    #[test]
+    fn times_as_people_wait() {
+        let texts = [-1.0, 0.44, 59.94, 250.0, 7_500.0, 273_600.0].map(waited);
+        assert_eq!(texts, ["0.0 s", "0.4 s", "59.9 s", "4 min 10 s", "2 h 5 min", "3 d 4 h"]);
     }
 
     proptest! {
