@@ -10,6 +10,8 @@
 //! `claimed` only rises; the swap to CLOSED is how cancel and deadline take every unclaimed slice at once.
 
 mod assist;
+#[cfg(test)]
+mod explored;
 mod quiescence;
 
 use std::ops::Range;
