@@ -16,8 +16,8 @@ use crate::process::Bounded;
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// What the other nodes get to finish, or to notice in a barrier, after one node has failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(20);
-/// How long node 0 may take to listen.
-const SWITCH_LIMIT: Duration = Duration::from_secs(30);
+/// How long the nodes beside the switch may take to listen.
+const SOCKETS_LIMIT: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Runs a plan to its end.
@@ -71,24 +71,26 @@ impl<'a> Lab<'a> {
     fn boot(topology: Topology, image: &Image, folder: &'a RunFolder, first: Console) -> Result<Self> {
         remove_sockets(topology, folder);
         let mut lab = Self { folder, nodes: Vec::new(), killed: Vec::new(), started: Instant::now() };
-        for index in 0..topology.nodes {
+        // The switch is last: it connects to the others.
+        for index in (1..topology.nodes).chain([0]) {
+            if index == 0 {
+                lab.until_others_listen(topology)?;
+            }
             let console = if index == 0 { first } else { Console::Log };
             lab.nodes.push(Node::start(index, topology, image, folder, console)?);
-            if index == 0 {
-                lab.until_switch_listens(topology)?;
-            }
         }
+        lab.nodes.sort_by_key(Node::index);
         lab.until_all_up()?;
         remove_sockets(topology, folder);
         Ok(lab)
     }
 
-    fn until_switch_listens(&mut self, topology: Topology) -> Result<()> {
-        let last: Vec<PathBuf> = sockets(topology, self.folder);
-        while !last.iter().all(|socket| socket.exists()) {
+    fn until_others_listen(&mut self, topology: Topology) -> Result<()> {
+        let all: Vec<PathBuf> = sockets(topology, self.folder);
+        while !all.iter().all(|socket| socket.exists()) {
             self.none_lost()?;
-            if self.started.elapsed() > SWITCH_LIMIT {
-                return Err(Error::new("node 0 did not open the switch's sockets in time", ""));
+            if self.started.elapsed() > SOCKETS_LIMIT {
+                return Err(Error::new("the nodes did not open the sockets for the switch in time", ""));
             }
             std::thread::sleep(LOOK_EVERY);
         }
@@ -252,7 +254,7 @@ fn sockets(topology: Topology, folder: &RunFolder) -> Vec<PathBuf> {
     (1..topology.nodes).flat_map(of_node).map(|socket| folder.path().join(socket)).collect()
 }
 
-/// Once connected they are of no use, and files left by an earlier run would look like a listening switch.
+/// Once connected they are of no use, and files left by an earlier run would look like a node that listens.
 fn remove_sockets(topology: Topology, folder: &RunFolder) {
     for socket in sockets(topology, folder) {
         let _ = std::fs::remove_file(socket);
