@@ -17,7 +17,7 @@ use moonrail_datapath::units::{CoreId, Gid, GidIndex, Lid, Mtu, NicId, Qpn, RqPs
 
 use crate::brain::Token;
 use crate::config::{ControlNic, RailOptions};
-use crate::gid;
+use crate::gid::{self, GidValue};
 
 /// RNR NAK timer code of stock engines (0.64 ms). No receive is ever posted, so it never runs.
 const MIN_RNR_TIMER: u8 = 12;
@@ -74,11 +74,11 @@ pub enum JobKind {
     Destroy(Unused),
     /// Look at the port and its GID table.
     Query {
-        /// The GID in use, by value.
-        gid: Gid,
-        /// Its type.
-        kind: GidKind,
-        /// Choose another if that one is gone. Not where the user fixed it.
+        /// The GID the port began with.
+        began: GidValue,
+        /// The one in use.
+        used: GidValue,
+        /// Choose another while the first is gone. Not where the user fixed it.
         choose: bool,
     },
     /// Drop something whose drop may block.
@@ -295,8 +295,8 @@ impl Job {
                 destroy(unused);
                 Outcome::Destroyed
             }
-            (Some(nic), JobKind::Query { gid, kind, choose }) => {
-                Outcome::Queried(query(nic.nic.as_ref(), gid, kind, choose))
+            (Some(nic), JobKind::Query { began, used, choose }) => {
+                Outcome::Queried(query(nic.nic.as_ref(), began, used, choose))
             }
             (_, JobKind::Discard(thing)) => {
                 drop(thing);
@@ -423,26 +423,21 @@ fn destroy(unused: Unused) {
 }
 
 /// Asks a NIC what it is like now.
-pub(crate) fn query(nic: &dyn Nic, gid: Gid, kind: GidKind, choose: bool) -> Result<NicFacts, DeviceError> {
+pub(crate) fn query(nic: &dyn Nic, began: GidValue, used: GidValue, choose: bool) -> Result<NicFacts, DeviceError> {
     let refused = |e| DeviceError::new("querying the port", nic, &e);
     let port = nic.query_port().map_err(refused)?;
     let table = nic.gids().map_err(refused)?;
-    let mut facts = NicFacts {
+    let entry = gid::settle(&table, began, used, choose);
+    let (gid, kind) = entry.map_or(used, |entry| (entry.gid, entry.kind));
+    Ok(NicFacts {
         state: port.state,
         link_layer: port.link_layer,
         lid: port.lid,
         active_mtu: port.active_mtu.or(port.max_mtu).unwrap_or(Mtu::B1024),
         gid,
         kind,
-        index: gid::find_by_value(&table, gid, kind).map(|entry| entry.index),
-    };
-    if facts.index.is_none()
-        && choose
-        && let Ok(choice) = gid::choose(&table, None)
-    {
-        (facts.gid, facts.kind, facts.index) = (choice.gid, choice.kind, Some(choice.index));
-    }
-    Ok(facts)
+        index: entry.map(|entry| entry.index),
+    })
 }
 
 /// The system's text for an error, as strerror(3) has it, without Rust's "(os error n)".

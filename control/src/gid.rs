@@ -236,6 +236,24 @@ pub fn find_by_value(table: &[GidEntry], gid: Gid, kind: GidKind) -> Option<&Gid
     table.iter().find(|entry| entry.gid == gid && entry.kind == kind && !gid.is_zero())
 }
 
+/// A value and its type: what makes a GID the same wherever it stands.
+pub type GidValue = (Gid, GidKind);
+
+/// What a port goes on with when its table has changed: the GID it began with, wherever that stands now. While that one is
+/// gone, the one `used` last if no other is of a better class, else the best by rule. With `choose` off only the first will do.
+///
+/// One that only stood in must not stay: when an address goes, what is left for a moment may be the link-local one, and no
+/// peer of an IPv4 network reaches that.
+pub fn settle(table: &[GidEntry], began: GidValue, used: GidValue, choose: bool) -> Option<&GidEntry> {
+    let find = |(gid, kind): GidValue| find_by_value(table, gid, kind);
+    if let Some(found) = find(began) {
+        return Some(found);
+    }
+    let best = || self::choose(table, None).ok().and_then(|best| find((best.gid, best.kind)));
+    let best = best().filter(|_| choose)?;
+    Some(find(used).filter(|entry| classify(entry) <= classify(best)).unwrap_or(best))
+}
+
 /// How likely two GIDs reach each other, best first: an order of trying, never an exclusion (routers and overlays
 /// connect what looks apart).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -295,6 +313,27 @@ mod tests {
         assert_eq!(chosen(&table), (1, GidClass::NetworkPrivate));
         let choice = choose(&table, None).unwrap();
         assert_eq!(choice.rejected, [(GidIndex(0), "network-degraded, less good than network-private-v4".to_owned())]);
+    }
+
+    /// An address is deleted and added again, at another index: what stood in for it meanwhile does not stay.
+    #[test]
+    fn the_first_choice_is_taken_again_when_it_is_back() {
+        let v2 = GidKind::RoceV2;
+        let (own, other) = (v4([10, 0, 1, 2]), v4([10, 0, 1, 99]));
+        let local = entry(0, link_local(2), v2, Some("eth1"));
+        let began = (own, v2);
+        let settled = |table: &[GidEntry], used: Gid, choose| settle(table, began, (used, v2), choose).map(|e| e.gid);
+        let gone = [local.clone()];
+        assert_eq!(settled(&gone, own, true), Some(link_local(2)));
+        assert_eq!(settled(&gone, own, false), None, "the user fixed it");
+        let better = [local.clone(), entry(1, other, v2, Some("eth1"))];
+        assert_eq!(settled(&better, link_local(2), true), Some(other), "no peer reaches the link-local one");
+        let equal = [local.clone(), entry(1, v4([10, 0, 1, 98]), v2, Some("eth1")), entry(2, other, v2, Some("eth1"))];
+        assert_eq!(settled(&equal, other, true), Some(other), "nothing is won by another of the same class");
+        let back = [local, entry(1, other, v2, Some("eth1")), entry(2, own, v2, Some("eth1"))];
+        assert_eq!(settled(&back, other, true), Some(own));
+        assert_eq!(settled(&back, own, false), Some(own));
+        assert_eq!(settled(&[], own, true), None);
     }
 
     #[test]

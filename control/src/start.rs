@@ -167,7 +167,7 @@ fn look_at_nics(config: &ControlConfig) -> Result<Vec<BrainNic>, StartError> {
             continue;
         };
         let fixed_gid = gid.reason == GidReason::Fixed;
-        let facts = query(nic.nic.as_ref(), gid.gid, gid.kind, !fixed_gid)
+        let facts = query(nic.nic.as_ref(), (gid.gid, gid.kind), (gid.gid, gid.kind), !fixed_gid)
             .map_err(|error| StartError::Nic { device: device.clone(), source: std::io::Error::other(error) })?;
         if facts.gid.is_zero() && facts.lid.0 == 0 {
             return Err(StartError::ZeroGid { device });

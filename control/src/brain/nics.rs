@@ -8,6 +8,7 @@ use super::rail::End;
 use super::{Brain, BrainNic, Pending, Timer};
 use crate::config::LogLevel;
 use crate::connect::{JobKind, NicFacts, Outcome};
+use crate::gid::GidValue;
 use crate::handle::Charge;
 use crate::handshake::OwnNic;
 
@@ -22,6 +23,8 @@ pub(super) struct NicState {
     /// Cores that can use it.
     pub(super) cores: Vec<CoreId>,
     fixed_gid: bool,
+    /// The GID it began with, and goes back to whenever that is there.
+    began: GidValue,
     /// Its port is active and has our GID.
     up: bool,
     /// The device is lost for good.
@@ -44,6 +47,7 @@ impl NicState {
             facts: nic.facts.clone(),
             cores: nic.cores.clone(),
             fixed_gid: nic.fixed_gid,
+            began: (nic.facts.gid, nic.facts.kind),
             up: nic.fabric.is_dialled() || is_usable(&nic.facts),
             dead: false,
             querying: false,
@@ -171,7 +175,8 @@ impl Brain {
             state.query_again = true;
             return;
         }
-        let job = JobKind::Query { gid: state.facts.gid, kind: state.facts.kind, choose: !state.fixed_gid };
+        let job =
+            JobKind::Query { began: state.began, used: (state.facts.gid, state.facts.kind), choose: !state.fixed_gid };
         self.run(nic, job, Pending::Query);
     }
 
