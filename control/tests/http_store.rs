@@ -128,7 +128,15 @@ impl Server {
                     return;
                 }
                 let (keys, gone) = (keys.clone(), gone.clone());
-                let answer = move |request| by_the_rules(&keys, request);
+                // A connection that was kept gets one more answer, and it is no key.
+                let is_gone = gone.clone();
+                let answer = move |request| {
+                    if is_gone.load(Ordering::Relaxed) {
+                        (503, "going".to_owned())
+                    } else {
+                        by_the_rules(&keys, request)
+                    }
+                };
                 thread::spawn(move || while !gone.load(Ordering::Relaxed) && exchange(&stream, &answer).is_some() {});
             }
         }));
