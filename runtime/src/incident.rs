@@ -51,7 +51,7 @@ impl IncidentInfo {
     /// `now` is the engine's uptime.
     pub(crate) fn new(incident: Incident, now: Duration) -> Self {
         let at = incident.opened.to_duration();
-        let until = incident.closed.map_or(now, |closed| closed.to_duration());
+        let until = incident.closed.map_or(now, moonrail_datapath::units::Nanos::to_duration);
         Self {
             number: incident.number,
             at,

@@ -160,7 +160,9 @@ fn another_user_is_refused_by_both_ends() {
     let stranger = as_nobody(&copies[0], &["--exact", "stranger", "--nocapture"], AS_STRANGER, &socket);
     let said = text(&stranger.stdout);
     let reader = as_nobody(&copies[1], &["incidents"], VARIABLE, &folder.0);
-    copies.iter().for_each(|copy| std::fs::remove_file(copy).unwrap());
+    for copy in &copies {
+        std::fs::remove_file(copy).unwrap();
+    }
     assert!(said.contains("only the engine's own user and root"), "{stranger:?}");
     assert!(!said.contains("incarnation"), "{said}");
     assert_eq!(reader.status.code(), Some(1), "{reader:?}");

@@ -256,7 +256,9 @@ impl World for Cancel {
             Step::EndUnclaimed => {
                 let Canceller::Closed(slices) = std::mem::replace(&mut self.canceller, Canceller::Done) else { return };
                 let count = slices.len() as u32;
-                slices.into_iter().for_each(|slice| self.fail(slice));
+                for slice in slices {
+                    self.fail(slice);
+                }
                 self.settle(count);
             }
         }
@@ -292,7 +294,7 @@ impl World for Cancel {
                 ));
             }
         }
-        let unended = self.ended.iter().filter(|times| **times == 0).count() as u32;
+        let unended = self.ended.iter().map(|times| u32::from(*times == 0)).sum::<u32>();
         let promised: u32 = self.cores.iter().map(|c| c.owed + c.holds).sum();
         let to_come = self.cores.iter().any(|c| c.at == At::GaveBack { unheld: true });
         if self.work.is_terminal() && (unended > 0 || promised > 0 || to_come) {

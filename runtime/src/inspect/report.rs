@@ -76,7 +76,7 @@ fn incident(incident: &IncidentInfo) -> Value {
 fn rail(rail: &RailInfo) -> Value {
     json!({
         "nic": rail.nic, "peer": rail.peer, "peer_nic": rail.peer_nic, "fabric": rail.fabric.as_str(), "state": rail.state,
-        "usable": rail.usable, "core": rail.core, "qps": rail.qps, "path_mtu": rail.path_mtu.map(|mtu| mtu.bytes()),
+        "usable": rail.usable, "core": rail.core, "qps": rail.qps, "path_mtu": rail.path_mtu.map(crate::Mtu::bytes),
         "lives": rail.lives, "moonrail": rail.moonrail, "bytes": rail.bytes,
     })
 }
