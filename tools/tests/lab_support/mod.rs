@@ -5,6 +5,8 @@
 //! (`cargo xtask lab`; its environment and folder are described in docs/testing.md.)
 #![allow(dead_code)] // no test target uses all of it
 
+pub(crate) mod altered;
+pub(crate) mod clock;
 pub(crate) mod process;
 pub(crate) mod rdma;
 
@@ -13,7 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The longest any wait takes: generous, since nodes are emulated and share few processors.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -62,14 +64,19 @@ impl Lab {
 
     /// Waits for what `node` left under `name`.
     pub(crate) fn hear(&self, name: &str, node: u32) -> String {
+        self.hear_within(name, node, LIMIT)
+    }
+
+    /// The same, with another limit.
+    pub(crate) fn hear_within(&self, name: &str, node: u32, limit: Duration) -> String {
         let path = self.path(name, node);
-        let until = Instant::now() + LIMIT;
+        let until = Instant::now() + limit;
         loop {
             if let Ok(text) = fs::read_to_string(&path) {
                 return text;
             }
             assert!(!self.path("failed", node).exists(), "gave up: node {node} failed in this test");
-            assert!(Instant::now() < until, "node {node} left no {name} within {LIMIT:?}");
+            assert!(Instant::now() < until, "node {node} left no {name} within {limit:?}");
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -78,6 +85,13 @@ impl Lab {
     pub(crate) fn exchange(&self, name: &str, text: &str) -> String {
         self.tell(name, text);
         self.hear(name, 1 - self.node)
+    }
+
+    /// When `node` left what it left under `name`, by the host's clock.
+    pub(crate) fn left_at(&self, name: &str, node: u32) -> SystemTime {
+        let path = self.path(name, node);
+        let written = fs::metadata(&path).and_then(|data| data.modified());
+        written.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
     }
 
     fn path(&self, name: &str, node: u32) -> PathBuf {
@@ -103,6 +117,19 @@ pub(crate) fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T 
         assert!(Instant::now() < until, "{what}: not within {LIMIT:?}");
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// A number that whoever starts the tests may set (in the environment, `MOONRAIL_…`).
+pub(crate) fn setting(name: &str, usual: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|e| panic!("{name}={text:?}: {e}")),
+        Err(_) => usual,
+    }
+}
+
+/// Prints a line that `cargo xtask soak` picks out of a node's output.
+pub(crate) fn result(value: &serde_json::Value) {
+    println!("RESULT {value}");
 }
 
 /// Runs a program of the node and returns what it wrote. Panics if it fails.

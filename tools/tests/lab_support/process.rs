@@ -102,10 +102,15 @@ impl Process {
 
     /// SIGTERM, then waits for the end.
     pub(crate) fn terminate(self, within: Duration) -> Ended {
-        let pid = self.child.id().to_string();
-        let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
-        assert!(sent.success(), "{} was gone before it was told to stop\n{}", self.name, self.so_far());
+        self.signal("TERM");
         self.wait(within)
+    }
+
+    /// Sends a signal, by its name.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status().expect("kill runs");
+        assert!(sent.success(), "{} was gone before SIG{name}\n{}", self.name, self.so_far());
     }
 
     /// Waits for the end.
@@ -160,8 +165,17 @@ fn code(status: ExitStatus) -> i32 {
 
 /// A real etcd on `address:2379`, with its data in a folder of its own. Ready when this returns.
 pub(crate) fn etcd(address: &str) -> Process {
-    let folder = format!("/tmp/lab-etcd-{}", std::process::id());
-    let _ = std::fs::remove_dir_all(&folder);
+    let _ = std::fs::remove_dir_all(etcd_folder());
+    etcd_again(address)
+}
+
+fn etcd_folder() -> String {
+    format!("/tmp/lab-etcd-{}", std::process::id())
+}
+
+/// The same with the data that its predecessor left.
+pub(crate) fn etcd_again(address: &str) -> Process {
+    let folder = etcd_folder();
     let (client, peer) = (format!("http://{address}:2379"), format!("http://{address}:2380"));
     let mut command = Command::new("etcd");
     command
