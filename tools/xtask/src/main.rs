@@ -7,6 +7,7 @@ mod lab;
 mod peers;
 mod process;
 mod setup;
+mod soak;
 mod test;
 mod workspace;
 
@@ -32,6 +33,12 @@ enum Activity {
         /// Parts to run, in the order build, check, host, sim, interop, lab
         #[arg(value_enum)]
         parts: Vec<test::Part>,
+    },
+    /// Run what takes hours, at its full counts, and write what was seen into docs/soak.md; all parts or only the named ones
+    Soak {
+        /// Parts to run, in the order seeds, faults, late, mix
+        #[arg(value_enum)]
+        parts: Vec<soak::Part>,
     },
     /// Format, lints, the direction of dependencies, where unsafe code may live, the top level of the repository
     Check,
@@ -87,6 +94,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().activity {
         Activity::Setup => setup::run(),
         Activity::Test { parts } => test::run(&parts),
+        Activity::Soak { parts } => soak::run(&parts),
         Activity::Check => check::run(),
         Activity::Demo { lab } => demo::run(lab),
         Activity::Lab(args) => run_lab(args),

@@ -155,8 +155,8 @@ fn in_the_lab(targets: &[TestTarget], clock: &Clock) -> Result<()> {
     let mut failed = Vec::new();
     for target in targets {
         let began = Instant::now();
-        match one_in_the_lab(target, &built, clock) {
-            Ok(closing) => println!("{closing}{}: ok in {} s", target.name, began.elapsed().as_secs()),
+        match one_in_the_lab(target, &built, &LabRun { limit: clock.left().min(LAB_BINARY), ..LabRun::default() }) {
+            Ok(ran) => println!("{}{}: ok in {} s", ran.closing, target.name, began.elapsed().as_secs()),
             Err(e) => {
                 println!("{}: FAILED in {} s\n{e}", target.name, began.elapsed().as_secs());
                 failed.push(target.name.as_str());
@@ -166,20 +166,43 @@ fn in_the_lab(targets: &[TestTarget], clock: &Clock) -> Result<()> {
     if failed.is_empty() { Ok(()) } else { Err(Error::new(format!("failed in the lab: {}", failed.join(", ")), "")) }
 }
 
-fn one_in_the_lab(target: &TestTarget, built: &LabBinaries, clock: &Clock) -> Result<String> {
-    let Some((nodes, nics)) = target.lab_topology() else { return Ok(String::new()) };
+/// How a lab binary is run.
+#[derive(Debug, Default)]
+pub(crate) struct LabRun {
+    /// From when all nodes are up.
+    pub(crate) limit: Duration,
+    /// Words of the tests to run; all when there is none.
+    pub(crate) filter: Vec<String>,
+    /// Set on the nodes.
+    pub(crate) env: Vec<(String, String)>,
+}
+
+/// What a lab binary left.
+pub(crate) struct LabRan {
+    /// The test runner's own last line of each node.
+    closing: String,
+    /// Each node's output.
+    pub(crate) logs: lab::Logs,
+}
+
+/// Boots the topology that the binary's name asks for, and runs it there.
+pub(crate) fn one_in_the_lab(target: &TestTarget, built: &LabBinaries, run: &LabRun) -> Result<LabRan> {
+    let not_of_the_lab = || Error::new(format!("{} is no test of the lab", target.name), "");
+    let (nodes, nics) = target.lab_topology().ok_or_else(not_of_the_lab)?;
     let program = built.tests.iter().find(|(path, _)| *path == target.source).map(|(_, program)| program.clone());
     let program = program.ok_or_else(|| Error::new(format!("cargo built no program for {}", target.name), ""))?;
     // Tests of one binary run by name, one after the other, so the nodes stay in step.
-    let command = vec![program, "--test-threads=1".to_owned(), "--nocapture".to_owned()];
+    let mut command = vec![program, "--test-threads=1".to_owned(), "--nocapture".to_owned()];
+    command.extend(run.filter.iter().cloned());
     let mut plan = lab::Plan::new(&target.name, lab::Topology::of(nodes, nics), command);
     plan.from = Some(target.folder.clone());
-    plan.limit = clock.left().min(LAB_BINARY);
+    plan.limit = run.limit;
     plan.env.extend(built.moonrail.iter().map(|path| ("MOONRAIL_BIN".to_owned(), path.clone())));
     plan.env.push((peers::VARIABLE.to_owned(), peers::require()?.to_string_lossy().into_owned()));
+    plan.env.extend(run.env.iter().cloned());
     println!("{}: booting {nodes} nodes with {nics} NICs each", target.name);
     let logs = lab::run(&plan)?;
-    closing_lines(&logs)
+    Ok(LabRan { closing: closing_lines(&logs)?, logs })
 }
 
 /// The test runner's own last line on every node. A node that ran no test at all has not passed.
@@ -200,13 +223,14 @@ fn closing_lines(logs: &[String]) -> Result<String> {
 
 /// What cargo built for the lab: test programs by source file, and the moonrail binary if there is one.
 #[derive(Debug, Default)]
-struct LabBinaries {
+pub(crate) struct LabBinaries {
     tests: Vec<(PathBuf, String)>,
     moonrail: Option<String>,
 }
 
 impl LabBinaries {
-    fn build(targets: &[&TestTarget], clock: &Clock) -> Result<Self> {
+    /// Compiles them, and the binary with them.
+    pub(crate) fn build(targets: &[&TestTarget], clock: &Clock) -> Result<Self> {
         let mut cargo = cargo_test(clock)?.args(["--no-run", "--message-format=json-render-diagnostics"]);
         for target in targets {
             cargo = cargo.args(["--test", &target.name]);
@@ -237,13 +261,14 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    fn new(limit: Duration) -> Self {
+    /// From now on.
+    pub(crate) fn new(limit: Duration) -> Self {
         let started = Instant::now();
         Self { started, deadline: started + limit }
     }
 
     /// Never zero: that would mean "no limit" to `timeout`.
-    fn left(&self) -> Duration {
+    pub(crate) fn left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1))
     }
 }
@@ -267,7 +292,7 @@ fn name(part: Part) -> String {
     part.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
-fn minutes(time: Duration) -> String {
+pub(crate) fn minutes(time: Duration) -> String {
     format!("{}:{:02}", time.as_secs() / 60, time.as_secs() % 60)
 }
 
