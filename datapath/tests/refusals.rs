@@ -10,6 +10,7 @@ use moonrail_datapath::core::{
     Command, Core, CoreConfig, CoreEvent, Doorbell, Inbox, Outbox, PollMode, RailKey, RailSpec, dispatch, run,
 };
 use moonrail_datapath::error::{Cause, SliceError};
+use moonrail_datapath::limits::POSTS_MAX;
 use moonrail_datapath::nic::{
     AdminQp, Completion, CompletionQueue, InitAttr, Op, PostQp, Posted, Qp, RawQp, RtrAttr, RtsAttr, WcStatus,
     WorkRequest,
@@ -44,6 +45,15 @@ impl Device {
                 self.completions.push_back(done);
             }
         }
+    }
+}
+
+impl Device {
+    /// The oldest request comes back flushed.
+    fn flush(&mut self) {
+        let request = self.posted.pop_front().expect("something is posted");
+        let flushed = Completion { wr_id: request.wr_id, status: WcStatus::WR_FLUSH_ERR, ..Completion::EMPTY };
+        self.completions.push_back(flushed);
     }
 }
 
@@ -135,6 +145,8 @@ struct Bench {
     outbox: Arc<Outbox>,
     peer: Arc<Peer>,
     now: Nanos,
+    /// Lives of the rail so far.
+    lives: u32,
     /// In the order the core told.
     first_errors: Vec<moonrail_datapath::error::FirstError>,
 }
@@ -155,10 +167,10 @@ impl Bench {
             counters: Arc::default(),
         });
         let (peer, now) = (Peer::new(PeerId(0), "b".into()), Nanos::from_millis(1));
-        Self { device, core, inbox, outbox, peer, now, first_errors: vec![] }
+        Self { device, core, inbox, outbox, peer, now, lives: 0, first_errors: vec![] }
     }
 
-    /// Hands the core a rail of one queue pair.
+    /// Hands the core the next life of a rail, one queue pair.
     fn adopt(&mut self) {
         let init = Qp::new(Box::new(FakeQp(self.device.clone()))).init(&InitAttr { port: PortNum(1), pkey_index: 0 });
         let rtr = RtrAttr {
@@ -178,12 +190,13 @@ impl Bench {
         let rts = RtsAttr { timeout: 14, retry_cnt: 6, rnr_retry: 7, sq_psn: SqPsn::STOCK, max_rd_atomic: 16 };
         let (qp, _) = init.unwrap().rtr(&rtr).unwrap().rts(&rts).unwrap().split();
         let rail = RailSpec {
-            key: RailKey { rail: RailId(0), life: 0 },
+            key: RailKey { rail: RailId(0), life: self.lives },
             peer: self.peer.clone(),
             nic: NicId(0),
             peer_nic: PeerNicId(0),
             counters: Arc::default(),
         };
+        self.lives += 1;
         self.inbox.command(Command::Adopt { rail, qp }).ok().unwrap();
         self.turn();
     }
@@ -312,6 +325,47 @@ fn a_silent_tail_fails_the_rail_and_what_was_refused_goes_back() {
     bench.turn();
     assert_eq!((bench.first_errors.len(), bench.core.outstanding()), (1, 2));
     assert!(!work.is_terminal());
+}
+
+/// A flush costs no retry; a slice that every rail flushes must end all the same.
+#[test]
+fn a_slice_that_every_rail_flushes_ends_after_its_postings() {
+    let mut bench = Bench::new(None);
+    bench.connect();
+    let work = bench.submit(1);
+    let mut postings = 0;
+    while !work.is_terminal() && bench.lives < 2 * u32::from(POSTS_MAX) {
+        bench.turn();
+        if !bench.device.lock().unwrap().posted.is_empty() {
+            postings += 1;
+            bench.device.lock().unwrap().flush();
+            bench.turn();
+            bench.connect();
+        }
+    }
+    assert_eq!((work.is_terminal(), postings), (true, POSTS_MAX));
+    assert!(matches!(work.transfers()[0].status(), TransferStatus::Failed(_)));
+}
+
+/// Slots are used again, and the sequences of each queue pair begin anew: only the generation tells them apart.
+#[test]
+fn a_late_completion_of_a_slots_former_queue_pair_is_nobodys() {
+    let mut bench = Bench::new(None);
+    bench.adopt();
+    let trial = bench.device.lock().unwrap().posted[0];
+    bench.device.lock().unwrap().complete(1);
+    bench.turn();
+    bench.inbox.command(Command::Retire { key: RailKey { rail: RailId(0), life: 0 } }).ok().unwrap();
+    bench.turn();
+    bench.adopt();
+    let next = bench.device.lock().unwrap().posted[0];
+    assert_eq!((next.wr_id.slot, next.wr_id.sequence), (trial.wr_id.slot, trial.wr_id.sequence));
+    bench.device.lock().unwrap().completions.push_back(Completion { wr_id: trial.wr_id, ..Completion::EMPTY });
+    bench.turn();
+    assert_eq!((bench.peer.routes(), bench.core.outstanding()), (0, 1), "its trial is still on its way");
+    bench.device.lock().unwrap().complete(1);
+    bench.turn();
+    assert_eq!((bench.peer.routes(), bench.core.outstanding()), (1, 0));
 }
 
 /// Control is busy elsewhere for minutes, and Works wait for a rail meanwhile.
