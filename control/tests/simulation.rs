@@ -1,6 +1,6 @@
 //! Whole nodes from a seed: real control logic, real cores, simulated NICs and network, virtual time.
 //!
-//! `SEED=n` replays one seed, `SEEDS=n` runs n fresh ones.
+//! `SEED=n` replays one seed, `SEEDS=n` runs n fresh ones, or those from `FROM=s` on.
 
 mod cluster;
 
@@ -21,7 +21,7 @@ fn seeds(fixed: u64, fresh: u64) -> Vec<u64> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
     match (number("SEED"), number("SEEDS")) {
         (Some(seed), _) => vec![seed],
-        (None, Some(count)) => (0..count).map(|i| now.wrapping_add(i)).collect(),
+        (None, Some(count)) => (0..count).map(|i| number("FROM").unwrap_or(now).wrapping_add(i)).collect(),
         (None, None) => (1..=fixed).chain((0..fresh).map(|i| now.wrapping_add(i))).collect(),
     }
 }

@@ -1,6 +1,6 @@
 //! Cores in a seeded world with faults, and checkers that stand apart from them.
 //!
-//! `SEED=n` replays one; `SEEDS=n` runs n from a fresh start. A failing seed is in the panic's message.
+//! `SEED=n` replays one; `SEEDS=n` runs n from a fresh start, or from `FROM=s` on. A failing seed is in the panic's message.
 
 mod rig;
 
@@ -243,7 +243,7 @@ fn seeds() -> Vec<u64> {
     }
     let fresh = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
     match number("SEEDS") {
-        Some(count) => (0..count).map(|i| fresh.wrapping_add(i)).collect(),
+        Some(count) => (0..count).map(|i| number("FROM").unwrap_or(fresh).wrapping_add(i)).collect(),
         None => (1..=60).chain((0..20).map(|i| fresh.wrapping_add(i))).collect(),
     }
 }

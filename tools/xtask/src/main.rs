@@ -7,6 +7,7 @@ mod lab;
 mod peers;
 mod process;
 mod setup;
+mod sim;
 mod soak;
 mod test;
 mod workspace;
@@ -42,6 +43,18 @@ enum Activity {
     },
     /// Format, lints, the direction of dependencies, where unsafe code may live, the top level of the repository
     Check,
+    /// Run many seeds through every simulation
+    Sim {
+        /// Seeds for each seeded test
+        #[arg(long)]
+        seeds: u64,
+        /// The first of them; by the clock if it is not given
+        #[arg(long)]
+        from: Option<u64>,
+        /// Processes at a time; one per processor if it is not given
+        #[arg(long)]
+        jobs: Option<usize>,
+    },
     /// Show moonrail moving bytes between two processes of this machine, step by step
     Demo {
         /// Between two lab nodes instead, over RDMA with two NICs each
@@ -96,6 +109,7 @@ fn main() -> ExitCode {
         Activity::Test { parts } => test::run(&parts),
         Activity::Soak { parts } => soak::run(&parts),
         Activity::Check => check::run(),
+        Activity::Sim { seeds, from, jobs } => sim::run(&sim::Plan { seeds, from, jobs }),
         Activity::Demo { lab } => demo::run(lab),
         Activity::Lab(args) => run_lab(args),
     };

@@ -14,6 +14,17 @@ use crate::error::{Error, Result};
 /// How long a group that was asked to end may take before it is killed.
 const GRACE_SECONDS: u64 = 5;
 
+/// How a command ended that may fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// With exit status 0.
+    Success,
+    /// With another one, or by a signal.
+    Failure,
+    /// At its time limit.
+    Limit,
+}
+
 /// A command with a time limit and a name for messages.
 #[derive(Debug)]
 pub(crate) struct Bounded {
@@ -89,6 +100,19 @@ impl Bounded {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Runs and returns how it ended, with all it wrote: first its standard output, then its standard error.
+    pub(crate) fn ending(mut self) -> Result<(Ending, String)> {
+        let started = Instant::now();
+        let output = self.command.output().map_err(|e| no_start(&e))?;
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).join("\n");
+        let ending = match output.status.code() {
+            Some(0) => Ending::Success,
+            _ if started.elapsed() >= self.limit => Ending::Limit,
+            _ => Ending::Failure,
+        };
+        Ok((ending, said))
+    }
+
     fn judge(&self, status: ExitStatus, started: Instant, said: &str) -> Result<()> {
         let said = if said.is_empty() { String::new() } else { format!(":\n{said}") };
         let (name, took) = (&self.name, started.elapsed());
@@ -134,6 +158,14 @@ mod tests {
     fn failure_names_the_command_and_what_it_said() {
         let e = Bounded::new("sh", Duration::from_secs(10)).args(["-c", "echo no >&2; exit 3"]).output().unwrap_err();
         assert_eq!(e.to_string(), "sh failed with exit status 3:\nno");
+    }
+
+    #[test]
+    fn an_ending_comes_with_all_that_was_said() {
+        let end = |script: &str| Bounded::new("sh", Duration::from_millis(500)).args(["-c", script]).ending();
+        assert_eq!(end("echo a; echo b >&2").expect("runs"), (Ending::Success, "a\n\nb\n".to_owned()));
+        assert_eq!(end("exit 4").expect("runs").0, Ending::Failure);
+        assert_eq!(end("exec sleep 30").expect("runs").0, Ending::Limit);
     }
 
     #[test]

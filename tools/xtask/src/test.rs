@@ -53,7 +53,7 @@ const TOTAL: Duration = Duration::from_secs(55 * 60);
 /// One lab binary, from all nodes up to its last test.
 const LAB_BINARY: Duration = Duration::from_secs(300);
 /// The test target that holds the simulation, in whichever crate.
-const SIMULATION: &str = "simulation";
+pub(crate) const SIMULATION: &str = "simulation";
 
 /// Runs the parts, all when none is named, and prints a table in the end.
 pub(crate) fn run(named: &[Part]) -> Result<()> {
@@ -151,7 +151,7 @@ fn cargo_test(clock: &Clock) -> Result<Bounded> {
 /// Each lab binary in a boot of its own: a fault one leaves behind cannot reach the next.
 fn in_the_lab(targets: &[TestTarget], clock: &Clock) -> Result<()> {
     let targets: Vec<&TestTarget> = targets.iter().filter(|t| t.lab_topology().is_some()).collect();
-    let built = LabBinaries::build(&targets, clock)?;
+    let built = Binaries::build(&targets, clock)?;
     let mut failed = Vec::new();
     for target in targets {
         let began = Instant::now();
@@ -186,7 +186,7 @@ pub(crate) struct LabRan {
 }
 
 /// Boots the topology that the binary's name asks for, and runs it there.
-pub(crate) fn one_in_the_lab(target: &TestTarget, built: &LabBinaries, run: &LabRun) -> Result<LabRan> {
+pub(crate) fn one_in_the_lab(target: &TestTarget, built: &Binaries, run: &LabRun) -> Result<LabRan> {
     let not_of_the_lab = || Error::new(format!("{} is no test of the lab", target.name), "");
     let (nodes, nics) = target.lab_topology().ok_or_else(not_of_the_lab)?;
     let program = built.tests.iter().find(|(path, _)| *path == target.source).map(|(_, program)| program.clone());
@@ -221,14 +221,14 @@ fn closing_lines(logs: &[String]) -> Result<String> {
     Ok(text)
 }
 
-/// What cargo built for the lab: test programs by source file, and the moonrail binary if there is one.
+/// What cargo built: test programs by source file, and the moonrail binary if there is one.
 #[derive(Debug, Default)]
-pub(crate) struct LabBinaries {
-    tests: Vec<(PathBuf, String)>,
+pub(crate) struct Binaries {
+    pub(crate) tests: Vec<(PathBuf, String)>,
     moonrail: Option<String>,
 }
 
-impl LabBinaries {
+impl Binaries {
     /// Compiles them, and the binary with them.
     pub(crate) fn build(targets: &[&TestTarget], clock: &Clock) -> Result<Self> {
         let mut cargo = cargo_test(clock)?.args(["--no-run", "--message-format=json-render-diagnostics"]);
@@ -238,7 +238,7 @@ impl LabBinaries {
         Ok(Self::parse(&cargo.stdout()?))
     }
 
-    fn parse(messages: &str) -> Self {
+    pub(crate) fn parse(messages: &str) -> Self {
         let mut built = Self::default();
         for message in messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
             let Some(program) = message["executable"].as_str() else { continue };
@@ -349,7 +349,7 @@ mod tests {
 {"reason":"compiler-artifact","target":{"kind":["test"],"name":"lab_2x2","src_path":"/t"},"executable":"/target/t"}
 {"reason":"compiler-artifact","target":{"kind":["bin"],"name":"moonrail","src_path":"/b"},"executable":"/target/b"}
 not json"#;
-        let built = LabBinaries::parse(messages);
+        let built = Binaries::parse(messages);
         assert_eq!(built.tests, [(PathBuf::from("/t"), "/target/t".to_owned())]);
         assert_eq!(built.moonrail.as_deref(), Some("/target/b"));
     }

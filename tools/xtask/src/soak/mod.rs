@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::process::Bounded;
-use crate::test::{Clock, LabBinaries, LabRun, minutes, one_in_the_lab};
+use crate::test::{Binaries, Clock, LabRun, minutes, one_in_the_lab};
 use crate::workspace::{self, TestTarget};
 use crate::{lab, setup};
 
@@ -144,7 +144,7 @@ fn seeds(limit: Duration) -> Result<String> {
 fn in_the_lab(part: Part, runs: u32, wanted: impl Fn(&TestTarget) -> bool) -> Result<Vec<Value>> {
     let targets = workspace::test_targets()?;
     let targets: Vec<&TestTarget> = targets.iter().filter(|t| t.lab_topology().is_some() && wanted(t)).collect();
-    let built = LabBinaries::build(&targets, &Clock::new(BUILD))?;
+    let built = Binaries::build(&targets, &Clock::new(BUILD))?;
     let clock = Clock::new(part.limit() * runs);
     let mut rows = Vec::new();
     for run in 1..=runs {
