@@ -2,6 +2,7 @@
 //!
 //! `SEED=n` replays one seed, `SEEDS=n` runs n fresh ones, or those from `FROM=s` on.
 
+mod chaos;
 mod cluster;
 
 use moonrail_control::brain::Call;
@@ -107,7 +108,7 @@ fn both_ends_open_at_the_same_moment_and_share_one_connection_per_rail() {
 fn a_lossy_handshake_connects_all_the_same() {
     each_seed("a_lossy_handshake", 40, 10, |seed| {
         let mut cluster = Cluster::new(seed, 3, 2, 1, false);
-        cluster.weather = Weather { lost_requests: 5, lost_replies: 5, doubled: 20, store_errors: 0 };
+        cluster.weather = Weather { lost_requests: 5, lost_replies: 5, doubled: 20, ..Weather::default() };
         exchange(&mut cluster, 0, 1, seed);
         exchange(&mut cluster, 2, 0, seed);
         exchange(&mut cluster, 1, 2, seed);
@@ -259,4 +260,19 @@ fn nodes_that_shut_down_leave_nothing_behind() {
     }
     assert!(cluster.store.is_empty(), "keys: {:?}", cluster.store.keys());
     assert_eq!(cluster.world.ledger().queue_pairs, 0, "{}", logs(&cluster));
+}
+
+#[test]
+fn any_cluster_in_any_trouble_keeps_its_promises() {
+    let (mut done, mut failed, mut cancelled) = (0, 0, 0);
+    for seed in seeds(40, 10) {
+        match chaos::run(&chaos::Plan::of(seed)) {
+            Ok(story) => {
+                (done, failed, cancelled) = (done + story.done, failed + story.failed, cancelled + story.cancelled);
+            }
+            Err(broken) => panic!("seed {seed}: {}: {}", broken.rule, broken.seen),
+        }
+    }
+    println!("{done} batches done and checked, {failed} failed with a cause, {cancelled} cancelled");
+    assert!(done > 0);
 }

@@ -28,7 +28,7 @@ use moonrail_datapath::units::{CoreId, Gid, Nanos, NicId, RemoteAddr};
 use moonrail_datapath::work::{Completion, Work, WorkParts};
 
 /// What may go wrong between the nodes, in percent.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Weather {
     /// Requests of the handshake that never arrive.
     pub(crate) lost_requests: u64,
@@ -36,8 +36,18 @@ pub(crate) struct Weather {
     pub(crate) lost_replies: u64,
     /// Requests that arrive twice.
     pub(crate) doubled: u64,
+    /// Requests that arrive only when their sender no longer waits, up to four seconds late.
+    pub(crate) late: u64,
+    /// Requests and replies with a byte that is no text any more.
+    pub(crate) corrupted: u64,
     /// Operations of the store that fail.
     pub(crate) store_errors: u64,
+    /// Changes of the store that its watchers do not hear of.
+    pub(crate) missed_changes: u64,
+    /// Device jobs that block for a second, as RTR does where a neighbour is slow to answer.
+    pub(crate) slow_jobs: u64,
+    /// Turns that a core misses.
+    pub(crate) missed_turns: u64,
 }
 
 /// Something that reaches a node later.
@@ -100,6 +110,9 @@ pub(crate) struct Node {
     watched: BTreeSet<String>,
     calls: u64,
     pub(crate) alive: bool,
+    /// Stopped as a whole machine; what reaches it meanwhile waits in `held`.
+    pub(crate) frozen: bool,
+    held: Vec<Later>,
     pub(crate) exited: bool,
     pub(crate) log: Vec<String>,
     pub(crate) counters: Vec<Arc<CoreCounters>>,
@@ -125,6 +138,10 @@ pub(crate) struct Cluster {
 }
 
 const PORT: u16 = 15_000;
+/// A step is no longer than this while cores have something to do…
+const BUSY_STEP: Nanos = Nanos::from_millis(1);
+/// …and no longer than this otherwise.
+const IDLE_STEP: Nanos = Nanos::from_millis(10);
 
 fn gid(node: usize, nic: u8) -> Gid {
     let mut bytes = [0; 16];
@@ -140,6 +157,19 @@ impl Cluster {
 
     /// The same where the network is another.
     pub(crate) fn with(options: SimOptions, seed: u64, nodes: usize, nics: u8, cores: u16, p2p: bool) -> Self {
+        Self::sized(4 << 20, options, seed, nodes, nics, cores, p2p)
+    }
+
+    /// The same where each node has `memory` bytes.
+    pub(crate) fn sized(
+        memory: usize,
+        options: SimOptions,
+        seed: u64,
+        nodes: usize,
+        nics: u8,
+        cores: u16,
+        p2p: bool,
+    ) -> Self {
         let mut cluster = Self {
             world: SimWorld::new(seed, options),
             now: Nanos::from_millis(1),
@@ -152,7 +182,7 @@ impl Cluster {
             conns: BTreeMap::new(),
             order: 0,
             size: (nics, cores),
-            memory: 4 << 20,
+            memory,
             p2p,
             rails: RailOptions::default(),
             idle_turns: 0,
@@ -258,6 +288,8 @@ impl Cluster {
             watched: BTreeSet::new(),
             calls: 0,
             alive: true,
+            frozen: false,
+            held: vec![],
             exited: false,
             log: vec![],
             counters,
@@ -265,6 +297,11 @@ impl Cluster {
     }
 
     fn begin(&mut self, node: usize) {
+        let both = self.publish(node);
+        assert!(self.run_until(Nanos::from_secs(10), |c| both.iter().all(|id| c.nodes[node].answers.contains_key(id))));
+    }
+
+    fn publish(&mut self, node: usize) -> [CallId; 2] {
         let begun = self.call(node, Call::Begin, Nanos::from_secs(5));
         let keys = self.nodes[node].region.chunks()[0].keys.iter().flatten();
         let (lkeys, rkeys) = keys.map(|k| (k.lkey, k.rkey)).unzip();
@@ -276,24 +313,35 @@ impl Cluster {
             lkeys,
             rkeys,
         };
-        let published = self.call(node, Call::Publish(vec![entry]), Nanos::from_secs(5));
-        let both = [begun, published];
-        assert!(self.run_until(Nanos::from_secs(10), |c| both.iter().all(|id| c.nodes[node].answers.contains_key(id))));
+        [begun, self.call(node, Call::Publish(vec![entry]), Nanos::from_secs(5))]
     }
 
     /// Kills a node without a word.
     pub(crate) fn kill(&mut self, node: usize) {
+        let machine = self.machine(node);
         self.nodes[node].alive = false;
-        self.world.kill_node(&format!("node{node}.{}", self.nodes[node].life));
+        self.nodes[node].frozen = false;
+        self.world.kill_node(&machine);
+        self.world.freeze_node(&machine, false);
     }
 
     /// Kills a node without a word, unless it is dead, and starts it again under its name.
     pub(crate) fn restart(&mut self, node: usize) {
         self.kill(node);
+        self.boot_again(node);
+        self.begin(node);
+    }
+
+    /// Starts a dead node under its name, and waits for nothing.
+    pub(crate) fn start_again(&mut self, node: usize) {
+        self.boot_again(node);
+        self.publish(node);
+    }
+
+    fn boot_again(&mut self, node: usize) {
         let life = self.nodes[node].life + 1;
         let fresh = self.boot(node, life);
         self.nodes[node] = fresh;
-        self.begin(node);
     }
 
     pub(crate) fn call(&mut self, node: usize, call: Call, within: Nanos) -> CallId {
@@ -306,6 +354,72 @@ impl Cluster {
 
     pub(crate) fn take_answer(&mut self, node: usize, id: CallId) -> Option<Answer> {
         self.nodes[node].answers.remove(&id)
+    }
+
+    /// Stops a node as its whole machine is stopped: it does nothing, and what reaches it waits.
+    pub(crate) fn freeze(&mut self, node: usize) {
+        self.nodes[node].frozen = true;
+        self.world.freeze_node(&self.machine(node), true);
+    }
+
+    /// Lets it go on.
+    pub(crate) fn thaw(&mut self, node: usize) {
+        self.nodes[node].frozen = false;
+        self.world.freeze_node(&self.machine(node), false);
+        for mut later in std::mem::take(&mut self.nodes[node].held) {
+            later.at = self.now;
+            self.later.push(Reverse(later));
+        }
+    }
+
+    fn machine(&self, node: usize) -> String {
+        format!("node{node}.{}", self.nodes[node].life)
+    }
+
+    /// The store loses all keys, and tells whom it tells.
+    pub(crate) fn wipe_store(&mut self) {
+        for key in std::mem::take(&mut self.store).into_keys() {
+            self.changed(&key, None);
+        }
+    }
+
+    /// The lease of a node's keys ends: they are gone, and the node hears of it.
+    pub(crate) fn lose_lease(&mut self, node: usize) {
+        let host = format!("node{node}");
+        let keys: Vec<String> = self.store.keys().filter(|key| key.ends_with(&host)).cloned().collect();
+        for key in keys {
+            self.store.remove(&key);
+            self.changed(&key, None);
+        }
+        self.after(Nanos::from_millis(1), node, Delivery::Event(Event::LeaseLost));
+    }
+
+    /// Changes may have been missed by everybody.
+    pub(crate) fn tell_missed_changes(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.after(Nanos::from_millis(1), node, Delivery::Event(Event::ChangesMissed));
+        }
+    }
+
+    fn changed(&mut self, key: &str, value: Option<&Vec<u8>>) {
+        for watcher in 0..self.nodes.len() {
+            if self.nodes[watcher].watched.contains(key) && !self.happens(self.weather.missed_changes) {
+                let delay = self.delay();
+                let event = Event::Changed { key: key.to_owned(), value: value.cloned() };
+                self.after(delay, watcher, Delivery::Event(event));
+            }
+        }
+    }
+
+    fn happens(&mut self, percent: u64) -> bool {
+        percent > 0 && self.choices.below(100) < percent
+    }
+
+    fn corrupt(&mut self, frame: &mut Frame) {
+        if self.happens(self.weather.corrupted) && !frame.body.is_empty() {
+            let at = self.choices.below(frame.body.len() as u64) as usize;
+            frame.body[at] = 0xff;
+        }
     }
 
     fn after(&mut self, delay: Nanos, node: usize, what: Delivery) {
@@ -335,6 +449,17 @@ impl Cluster {
                     let lost = Event::Dialed { token, result: Err(DialError::ReplyTimeout { address }) };
                     return self.after(deadline.since(self.now), node, Delivery::Event(lost));
                 }
+                if self.happens(self.weather.late) {
+                    let address = format!("{host}:{port}");
+                    let late = Event::Dialed { token, result: Err(DialError::ReplyTimeout { address }) };
+                    self.after(deadline.since(self.now), node, Delivery::Event(late));
+                    let delay = deadline.since(self.now).plus(Nanos(self.choices.below(Nanos::from_secs(2).0)));
+                    let token = Token(u64::MAX);
+                    let dial = Delivery::Dial { from: node, life, token, host, port, frame, deadline };
+                    return self.after(delay, node, dial);
+                }
+                let mut frame = frame;
+                self.corrupt(&mut frame);
                 let twice = self.choices.below(100) < self.weather.doubled;
                 for copy in 0..=u64::from(twice) {
                     // Only the first copy's reply is waited for.
@@ -344,12 +469,13 @@ impl Cluster {
                     self.after(delay, node, Delivery::Dial { from: node, life, token, host, port, frame, deadline });
                 }
             }
-            Action::Reply { conn, frame } => {
+            Action::Reply { conn, mut frame } => {
                 let Some((from, life, token)) = self.conns.remove(&conn) else { return };
                 if self.nodes[from].life != life {
                     return;
                 }
                 let address = self.nodes[node].name.clone();
+                self.corrupt(&mut frame);
                 let lost = self.choices.below(100) < self.weather.lost_replies;
                 let result = if lost { Err(DialError::ReplyTimeout { address }) } else { Ok(frame) };
                 let delay = if lost { Nanos::from_secs(2) } else { self.delay() };
@@ -372,7 +498,8 @@ impl Cluster {
                 self.nodes[node].watched.insert(key);
             }
             Action::Run(job) => {
-                let delay = self.delay();
+                let slow = self.happens(self.weather.slow_jobs);
+                let delay = if slow { Nanos::from_secs(1) } else { self.delay() };
                 self.after(delay, node, Delivery::Job(Box::new(job)));
             }
             Action::Core { core, command } => {
@@ -387,7 +514,20 @@ impl Cluster {
         }
     }
 
+    /// Tells a node, or its kernel while it is frozen.
+    fn reach(&mut self, node: usize, event: Event) {
+        if self.nodes[node].frozen {
+            self.after(Nanos::ZERO, node, Delivery::Event(event))
+        } else {
+            self.tell(node, event)
+        }
+    }
+
     fn deliver(&mut self, later: Later) {
+        let outbound = matches!(later.what, Delivery::Dial { .. });
+        if self.nodes[later.node].frozen && !outbound {
+            return self.nodes[later.node].held.push(later);
+        }
         let Later { node, life, what, .. } = later;
         let gone = self.nodes[node].life != life || !self.nodes[node].alive;
         match what {
@@ -396,15 +536,22 @@ impl Cluster {
                     self.nodes.iter().position(|n| n.alive && format!("node{}", host_index(n)) == host && port == PORT);
                 match target {
                     Some(target) => {
+                        let mut token = token;
+                        if self.nodes[target].frozen {
+                            // Its kernel accepts; nobody reads before it goes on.
+                            let address = format!("{host}:{port}");
+                            let silent = Event::Dialed { token, result: Err(DialError::ReplyTimeout { address }) };
+                            self.after(deadline.since(self.now), from, Delivery::Event(silent));
+                            token = Token(u64::MAX);
+                        }
                         self.order += 1;
                         let conn = ConnId(self.order);
                         self.conns.insert(conn, (from, life, token));
-                        self.tell(target, Event::Request { conn, frame });
-                        let _ = deadline;
+                        self.reach(target, Event::Request { conn, frame });
                     }
                     None if !gone => {
                         let address = format!("{host}:{port}");
-                        self.tell(from, Event::Dialed { token, result: Err(DialError::Refused { address }) });
+                        self.reach(from, Event::Dialed { token, result: Err(DialError::Refused { address }) });
                     }
                     None => {}
                 }
@@ -443,23 +590,19 @@ impl Cluster {
         };
         self.tell(node, Event::Stored { token, result: Ok(value) });
         if let Some((key, value)) = changed {
-            let watchers = (0..self.nodes.len()).filter(|n| self.nodes[*n].watched.contains(&key));
-            for watcher in watchers.collect::<Vec<_>>() {
-                let delay = self.delay();
-                let event = Event::Changed { key: key.clone(), value: value.clone() };
-                self.after(delay, watcher, Delivery::Event(event));
-            }
+            self.changed(&key, value.as_ref());
         }
     }
 
     /// Moves the clock to whatever happens next, at most a millisecond on, and lets everybody act.
     pub(crate) fn step(&mut self) {
-        let mut next = self.now.plus(Nanos::from_millis(1));
+        let busy = self.nodes.iter().any(|n| n.alive && n.cores.iter().any(|c| c.outstanding() > 0 || c.works() > 0));
+        let mut next = self.now.plus(if busy { BUSY_STEP } else { IDLE_STEP });
         if let Some(Reverse(later)) = self.later.peek() {
             next = next.min(later.at);
         }
         next = self.world.next_event().map_or(next, |at| next.min(at));
-        for node in self.nodes.iter().filter(|n| n.alive) {
+        for node in self.nodes.iter().filter(|n| n.alive && !n.frozen) {
             next = node.brain.next_timeout().map_or(next, |at| next.min(at));
         }
         self.now = next.max(self.now.plus(Nanos(1)));
@@ -469,8 +612,10 @@ impl Cluster {
                 self.deliver(later);
             }
         }
+        let first = self.choices.below(self.nodes.len() as u64) as usize;
         for node in 0..self.nodes.len() {
-            if !self.nodes[node].alive {
+            let node = (first + node) % self.nodes.len();
+            if !self.nodes[node].alive || self.nodes[node].frozen {
                 continue;
             }
             if self.nodes[node].brain.next_timeout().is_some_and(|at| at <= self.now) {
@@ -489,7 +634,14 @@ impl Cluster {
     fn turn(&mut self, node: usize) {
         for _ in 0..16 {
             let now = self.now;
-            let done: usize = self.nodes[node].cores.iter_mut().map(|c| c.poll_once(now)).sum();
+            let mut done = 0;
+            let cores = self.nodes[node].cores.len();
+            let first = self.choices.below(cores as u64) as usize;
+            for core in 0..cores {
+                if !self.happens(self.weather.missed_turns) {
+                    done += self.nodes[node].cores[(first + core) % cores].poll_once(now);
+                }
+            }
             for core in 0..self.nodes[node].outboxes.len() {
                 while let Some(event) = self.nodes[node].outboxes[core].next() {
                     let core = CoreId(core as u16);
@@ -550,21 +702,40 @@ impl Cluster {
 
     /// Submits one transfer of `len` bytes between the same offsets of both regions.
     pub(crate) fn submit(&mut self, from: usize, to: &RemoteSegment, op: Op, at: u64, len: u64) -> Arc<Work> {
+        self.submit_pieces(from, to, op, (at, len), len, Nanos::from_secs(30))
+    }
+
+    /// Submits `len` bytes as transfers of `piece` bytes, each between the same offsets of both regions, to be over `within`.
+    pub(crate) fn submit_pieces(
+        &mut self,
+        from: usize,
+        to: &RemoteSegment,
+        op: Op,
+        (at, len): (u64, u64),
+        piece: u64,
+        within: Nanos,
+    ) -> Arc<Work> {
         let local = self.nodes[from].region.clone();
         let remote = to.buffers.clone();
         let near: Vec<Extent> = local.chunks().iter().map(|c| Extent { addr: c.addr, len: c.len }).collect();
-        let mut slices: Vec<Slice> = vec![];
-        let base = RemoteAddr(remote.buffers[0].extent.addr + at);
-        let rule = SliceRule::default();
         let find_near = |a| find_extent(&near, a);
-        tile(0, near[0].addr + at, base, len, rule, find_near, |a| remote.find(a), &mut slices).unwrap();
+        let (mut slices, mut transfers): (Vec<Slice>, _) = (vec![], vec![]);
+        for offset in (0..len).step_by(piece as usize) {
+            let piece = piece.min(len - offset);
+            let base = RemoteAddr(remote.buffers[0].extent.addr + at + offset);
+            let near = near[0].addr + at + offset;
+            let number = transfers.len() as u32;
+            let far = |a| remote.find(a);
+            tile(number, near, base, piece, SliceRule::default(), find_near, far, &mut slices).unwrap();
+            transfers.push(piece);
+        }
         let work = Work::new(WorkParts {
             op,
             slices,
-            transfers: vec![len],
+            transfers,
             local,
             remote,
-            deadline: self.now.plus(Nanos::from_secs(30)),
+            deadline: self.now.plus(within),
             cores: self.nodes[from].inboxes.len() as u16,
             retries: 9,
             completion: Completion::new(1),

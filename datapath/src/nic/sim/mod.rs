@@ -119,6 +119,12 @@ impl SimWorld {
         self.lock().kill_node(node);
     }
 
+    /// Stops a node's machine, or lets it go on: meanwhile its NICs answer nothing, send nothing and lose nothing that has
+    /// reached them or is about to.
+    pub fn freeze_node(&self, node: &str, frozen: bool) {
+        self.lock().freeze_node(node, frozen);
+    }
+
     /// Sets the active MTU of one port.
     pub fn set_mtu(&self, nic: SimNicId, mtu: Mtu) {
         self.lock().set_mtu(nic.0, mtu);

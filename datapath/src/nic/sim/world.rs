@@ -16,6 +16,7 @@ struct NicState {
     gids: Vec<GidEntry>,
     link_up: bool,
     alive: bool,
+    frozen: bool,
     mtu: Mtu,
     events: VecDeque<AsyncEvent>,
     cut: Vec<usize>,
@@ -110,6 +111,8 @@ pub(super) struct World {
     memory: HashMap<u32, Registered>,
     next_key: u32,
     flights: BinaryHeap<Reverse<Flight>>,
+    /// What waits for a frozen machine.
+    held: Vec<Flight>,
 }
 
 /// A device that retries for ever is looked at this often.
@@ -131,6 +134,7 @@ impl World {
             memory: HashMap::new(),
             next_key: 0x100,
             flights: BinaryHeap::with_capacity(1 << 14),
+            held: vec![],
         }
     }
 
@@ -149,6 +153,7 @@ impl World {
             gids: vec![entry(0, Gid(link_local)), entry(1, gid)],
             link_up: true,
             alive: true,
+            frozen: false,
             mtu: self.options.mtu,
             events: VecDeque::new(),
             cut: vec![],
@@ -334,6 +339,10 @@ impl World {
         while self.flights.peek().is_some_and(|f| f.0.at <= now) {
             let Some(Reverse(flight)) = self.flights.pop() else { break };
             self.now = self.now.max(flight.at);
+            if self.is_held(&flight) {
+                self.held.push(flight);
+                continue;
+            }
             match flight.kind {
                 Kind::Arrive => self.arrive(&flight),
                 Kind::GiveUp => self.give_up(&flight),
@@ -341,6 +350,15 @@ impl World {
             }
         }
         self.now = self.now.max(now);
+    }
+
+    /// Whether a frozen machine keeps it: the sender's own, or, of a packet on its way by itself, the receiver's.
+    fn is_held(&self, flight: &Flight) -> bool {
+        let kept_by = match flight.kind {
+            Kind::Late => self.far_end(flight.qp),
+            Kind::Arrive | Kind::GiveUp => Some(flight.qp),
+        };
+        kept_by.is_some_and(|qp| self.nics[self.qps[qp].nic].frozen)
     }
 
     fn arrive(&mut self, flight: &Flight) {
@@ -400,22 +418,27 @@ impl World {
 
     /// Whether the path of `qp` swallows what is sent without the device ever saying so.
     fn retries_for_ever(&self, qp: usize) -> bool {
-        let ours = &self.qps[qp];
-        let peer = ours.rtr.and_then(|rtr| rtr.dest_qpn.get().checked_sub(FIRST_QPN));
-        let theirs = peer.and_then(|peer| self.qps.get(peer as usize));
-        theirs.is_some_and(|theirs| self.nics[ours.nic].swallowing.contains(&theirs.nic))
+        let swallowing = &self.nics[self.qps[qp].nic].swallowing;
+        self.far_end(qp).is_some_and(|theirs| swallowing.contains(&self.qps[theirs].nic))
+    }
+
+    /// The queue pair that `qp` names as its other end, whatever that one thinks of it.
+    fn far_end(&self, qp: usize) -> Option<usize> {
+        let peer = self.qps[qp].rtr?.dest_qpn.get().checked_sub(FIRST_QPN)? as usize;
+        (peer < self.qps.len()).then_some(peer)
     }
 
     /// The queue pair at the other end, if packets reach it and it takes them.
     fn peer_of(&self, qp: usize) -> Option<usize> {
         let ours = &self.qps[qp];
         let (rtr, rts) = (ours.rtr?, ours.rts?);
-        let peer = rtr.dest_qpn.get().checked_sub(FIRST_QPN)? as usize;
-        let theirs = self.qps.get(peer)?;
+        let peer = self.far_end(qp)?;
+        let theirs = &self.qps[peer];
         let (near, far) = (&self.nics[ours.nic], &self.nics[theirs.nic]);
         let theirs_rtr = theirs.rtr?;
         let source = near.gids.iter().find(|g| g.index == rtr.sgid_index)?;
-        let reaches = near.link_up && far.link_up && near.alive && far.alive && !near.cut.contains(&theirs.nic);
+        let reaches =
+            near.link_up && far.link_up && near.alive && far.alive && !far.frozen && !near.cut.contains(&theirs.nic);
         let addressed = far.gids.iter().any(|g| g.gid == rtr.dest_gid) && theirs_rtr.dest_gid == source.gid;
         let paired = theirs_rtr.dest_qpn == ours.qpn && theirs_rtr.rq_psn.get() == rts.sq_psn.get();
         let takes = matches!(theirs.state, State::Rtr | State::Rts);
@@ -527,6 +550,16 @@ impl World {
     pub(super) fn kill_node(&mut self, node: &str) {
         for nic in self.nics.iter_mut().filter(|n| n.node == node) {
             nic.alive = false;
+        }
+    }
+
+    pub(super) fn freeze_node(&mut self, node: &str, frozen: bool) {
+        for nic in self.nics.iter_mut().filter(|n| n.node == node) {
+            nic.frozen = frozen;
+        }
+        for mut flight in std::mem::take(&mut self.held) {
+            flight.at = self.now;
+            self.flights.push(Reverse(flight));
         }
     }
 
