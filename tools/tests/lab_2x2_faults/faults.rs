@@ -339,7 +339,8 @@ impl<'a> Scene<'a> {
                 continue;
             }
             // A process has returned when it says so; a link when somebody says so to it.
-            let returned = if fault.name.starts_with("the peer") { returned.ended } else { returned.began };
+            let starts = fault.up.iter().any(|act| matches!(act, Act::Order("serve") | Act::Etcd("START")));
+            let returned = if starts { returned.ended } else { returned.began };
             let again = if fault.name.starts_with("etcd") {
                 wait_for("the store to answer", || self.peer.refresh().is_ok().then(Instant::now))
             } else {
