@@ -107,11 +107,6 @@ fn timed(run: impl FnOnce() -> Result<(), String>) -> Result<String, String> {
     Ok(format!("ok {:.1} s, {}:{} %", began.elapsed().as_secs_f64(), share(0), share(1)))
 }
 
-/// A stock initiator's own troubles are told, not judged.
-fn told(outcome: Result<String, String>) -> Result<String, String> {
-    Ok(outcome.unwrap_or_else(|e| format!("fails: {}", e.lines().next().unwrap_or_default())))
-}
-
 fn word(op: Op) -> &'static str {
     if op == Op::Read { "read" } else { "write" }
 }
@@ -186,32 +181,31 @@ fn b_with_etcd_a_link_and_either_end_go_away_and_come_back() {
 
         let columns = ["rdma, etcd", "operation", "ours to stock", "stock to ours", "stock to stock"];
         let mut faults = Table::headed(&columns);
-        // The link that goes down is one of node 1, where ours and a stock target live. The stock initiator is on node 0: one
-        // for each target, since it may not come back from a call.
+        for op in [Op::Write, Op::Read] {
+            let among = one((&beside, others), (&them, theirs), op);
+            faults.row(&["all well", word(op)], &[Ok("(above)".to_owned()), Ok("(above)".to_owned()), among]);
+        }
+        drop(beside);
+        // No stock initiator here: with its retry count of 7 Soft-RoCE sends to a NIC that is down for ever, and an emulated
+        // node does nothing else any more.
         set_link(1, false);
         for op in [Op::Write, Op::Read] {
-            faults.row(&["eth1 of node 1 down", word(op)], &[one((&us, mine), (&them, theirs), op)]);
+            faults.row(&["eth1 of our node down", word(op)], &[one((&us, mine), (&them, theirs), op)]);
         }
-        let inbound = told(within_45_s(&them, theirs, &us.name(), mine));
-        them.kill();
-        let them = stock_on_0("10.0.0.1:12345", ETCD);
-        let theirs = them.register(extent());
-        let among = told(within_45_s(&them, theirs, &beside.name(), others));
-        faults.row(&["eth1 of node 1 down", "write"], &[Ok("(above)".to_owned()), inbound, among]);
-        them.kill();
-        drop(beside);
         set_link(1, true);
-        let began = Instant::now();
-        let them = stock_on_0("10.0.0.1:12345", ETCD);
-        let theirs = them.register(extent());
-        let started = began.elapsed();
-        let back = [one((&us, mine), (&them, theirs), Op::Write), one((&them, theirs), (&us, mine), Op::Write)];
-        faults.row(&["eth1 up, stock killed, back", "write"], &back);
-        let peer = them.name();
+        let (began, peer) = (Instant::now(), them.name());
         patiently("a rail of the link that came back", || {
             us.engine.rails().iter().any(|r| r.peer == peer && r.nic == "rxe1" && r.usable)
         });
-        println!("eth1 up for {:.1?}, {started:.1?} of them without a peer: a rail of rxe1 is usable", began.elapsed());
+        println!("a rail of rxe1 is usable {:.1?} after its link came back", began.elapsed());
+        let again = [one((&us, mine), (&them, theirs), Op::Write), one((&them, theirs), (&us, mine), Op::Write)];
+        faults.row(&["eth1 up again", "write"], &again);
+
+        them.kill();
+        let them = stock_on_0("10.0.0.1:12345", ETCD);
+        let theirs = them.register(extent());
+        let back = [one((&us, mine), (&them, theirs), Op::Write), one((&them, theirs), (&us, mine), Op::Write)];
+        faults.row(&["stock killed, back", "write"], &back);
 
         // A stock node knows our port for life.
         let before = us.engine.rpc_addr();
@@ -231,17 +225,6 @@ fn b_with_etcd_a_link_and_either_end_go_away_and_come_back() {
         table.close();
         faults.close();
     });
-}
-
-/// A stock initiator writes 16 KiB, eight times, to whichever NICs it draws; a call of its own may never return.
-fn within_45_s(from: &Stock, local: u64, to: &str, remote: u64) -> Result<String, String> {
-    let moves: Vec<_> = (0..8).map(|i| (local + (i << 14), remote + (i << 14), 1u64 << 14)).collect();
-    from.tell(&json!({"do": "transfer", "segment": to, "op": "write", "moves": moves}));
-    match from.answer(Duration::from_secs(45)) {
-        Some(answer) if answer["rc"] == 0 => Ok(format!("ok {:.1} s", answer["seconds"].as_f64().unwrap_or(0.0))),
-        Some(answer) => Err(format!("status {}", answer["rc"])),
-        None => Err("no answer in 45 s".to_owned()),
-    }
 }
 
 /// Both ends start a batch to the other at the same moment, with an engine of ours that is new and so connects.
