@@ -131,7 +131,7 @@ macro_rules! flags {
 }
 
 flags! {
-    /// Listen on the port of the node's name instead of a random one (MC_LEGACY_RPC_PORT_BINDING).
+    /// Listen on the port of the node's name instead of one of a range (MC_LEGACY_RPC_PORT_BINDING).
     rpc_port_from_name;
     /// IPv6 only, for names, listening and dialling (MC_USE_IPV6).
     ipv6;

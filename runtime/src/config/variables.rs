@@ -236,7 +236,7 @@ pub const VARIABLES: &[Variable] = &[
         "off",
         ANY,
         "rpc_port_from_name",
-        "Listen on the port of the node's name instead of a random one",
+        "Listen on the port of the node's name instead of one of a range",
     ),
     option(
         "MC_TCP_BIND_ADDRESS",
