@@ -10,8 +10,8 @@ use std::sync::atomic::Ordering;
 use moonrail_control::brain::{Answer, Call, Event};
 use moonrail_control::{FabricPolicy, RailOptions, RailState, Way};
 use moonrail_datapath::core::CoreEvent;
-use moonrail_datapath::nic::{Fabric, Offer, Target, TcpVersion};
-use moonrail_datapath::units::{CoreId, Nanos, PeerId};
+use moonrail_datapath::nic::{AsyncEvent, Fabric, Offer, Target, TcpVersion};
+use moonrail_datapath::units::{CoreId, Nanos, NicId, PeerId};
 
 use net::Net;
 use net::dialled::{DialledNic, Verdict};
@@ -133,6 +133,54 @@ fn rdma_that_fails_hands_over_to_tcp_and_takes_over_again_when_it_is_back() {
     net.world.set_link(own, true);
     settles_on(&mut net, Fabric::Rdma, 1, Nanos::from_secs(5));
     assert!(net.until(Nanos::from_secs(1), |net| usable(net, Fabric::Tcp) == 0), "nobody uses it any more");
+}
+
+/// As a core asks again and again while Works wait for the peer.
+fn wanted(net: &mut Net) {
+    let event = CoreEvent::Wanted { peer: PeerId(0) };
+    net.event(0, Event::Core { core: CoreId(0), event });
+}
+
+/// Once such a NIC was waited for until the deadline of whoever needed it: nobody tries its rails, so none of them ever had
+/// failed often enough.
+#[test]
+fn a_nic_lost_for_good_is_not_waited_for() {
+    for opened_before in [true, false] {
+        for with_tcp in [true, false] {
+            let mut net = Net::new(7, true);
+            let dialled = [Dialled::new(1), Dialled::new(2)];
+            for (at, nics) in (1..).zip(&dialled) {
+                let tcp = if with_tcp { vec![nics.tcp.clone()] } else { vec![] };
+                net.add_at(at, 15_000, 1, RailOptions::default(), tcp);
+            }
+            net.run(Nanos::from_millis(5));
+            if opened_before {
+                open(&mut net, None);
+                settles_on(&mut net, Fabric::Rdma, 1, Nanos::from_secs(1));
+            }
+            let rdma = net.nodes[0].sim[0];
+            net.world.set_link(rdma, false);
+            net.event(0, Event::Nic { nic: NicId(0), event: AsyncEvent::DeviceFatal });
+            if !opened_before {
+                open(&mut net, None);
+            }
+            let found = net.until(Nanos::from_millis(200), |net| {
+                wanted(net);
+                if with_tcp {
+                    usable(net, Fabric::Tcp) == 1
+                } else {
+                    lines(net, "is unreachable; first cause: device") == 1
+                }
+            });
+            let rails = net.rails(0);
+            assert!(found, "opened before {opened_before}, TCP {with_tcp}: {:?} {:#?}", net.nodes[0].log, rails);
+            for _ in 0..50 {
+                net.run(Nanos::from_millis(100));
+                wanted(&mut net);
+            }
+            assert_eq!(lines(&net, "is unreachable"), usize::from(!with_tcp), "{:?}", net.nodes[0].log);
+        }
+    }
 }
 
 #[test]

@@ -9,6 +9,8 @@
 //! What proves it: the peer accepted, or presented, fresh queue pairs for the same pair of NICs; or it says so
 //! ([`super::fence`]); or it is another incarnation on the same host. Time, refused connections and a lost lease prove nothing.
 
+use std::collections::BTreeSet;
+
 use moonrail_datapath::core::port::{Command, CoreEvent, RailKey};
 use moonrail_datapath::error::{Cause, FaultClass, FirstError, classify};
 use moonrail_datapath::nic::{ConnectedQp, Fabric, Op, PostHalf, WcStatus};
@@ -509,7 +511,9 @@ impl Brain {
             let waits = state.retry_at.is_some_and(|at| at > self.now);
             matches!(state.end, End::Down) && state.asked.is_none() && !waits
         };
-        if !self.peer(peer).unreachable || !rails.iter().all(idle) {
+        // With NICs that are lost it is no better now.
+        let hopeless = !rails.is_empty() && rails.iter().all(|rail| self.is_lost(*rail));
+        if !self.peer(peer).unreachable || hopeless || !rails.iter().all(idle) {
             return;
         }
         let state = self.peer_mut(peer);
@@ -538,7 +542,7 @@ impl Brain {
             }
             return;
         }
-        let cause = self.peer(peer).cause.clone().unwrap_or_default();
+        let cause = self.peer(peer).cause.clone().unwrap_or_else(|| self.losses(&rails));
         let mut rerouted = false;
         for fabric in Fabric::ALL {
             let mut of_it = rails.iter().filter(|rail| self.rails[**rail].fabric == fabric).peekable();
@@ -552,9 +556,25 @@ impl Brain {
         }
     }
 
-    /// Whether a rail has failed often, and for long.
+    /// Whether a rail has failed often, and for long, or can never work again.
     fn is_failing(&self, rail: usize) -> bool {
-        self.has_been_down(rail) && self.rails[rail].failures >= ROUNDS
+        self.is_lost(rail) || self.has_been_down(rail) && self.rails[rail].failures >= ROUNDS
+    }
+
+    /// Whether our NIC of a rail is lost for good: nobody will try it, so no failures will be counted.
+    fn is_lost(&self, rail: usize) -> bool {
+        self.nics[usize::from(self.rails[rail].nic.0)].is_lost()
+    }
+
+    /// Why rails do not work that were never tried.
+    fn losses(&self, rails: &[usize]) -> String {
+        let lost = rails.iter().filter(|rail| self.is_lost(**rail));
+        let names: BTreeSet<&str> = lost.map(|r| self.nics[usize::from(self.rails[*r].nic.0)].name.as_str()).collect();
+        if names.is_empty() {
+            return String::new();
+        }
+        let names: Vec<&str> = names.into_iter().collect();
+        format!("device {} failed before; see `dmesg`, then restart this process", names.join(", "))
     }
 
     /// Whether our NIC of a rail is down, and has been for long.

@@ -59,7 +59,12 @@ impl NicState {
     }
 
     pub(super) fn is_up(&self) -> bool {
-        self.up && !self.dead && !self.cores.is_empty()
+        self.up && !self.is_lost()
+    }
+
+    /// Nothing brings it back in this process: the device failed, or each core lost its completion queue on it.
+    pub(super) fn is_lost(&self) -> bool {
+        self.dead || self.cores.is_empty()
     }
 }
 
