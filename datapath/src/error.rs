@@ -23,6 +23,8 @@ pub enum Cause {
     CoreLost = 7,
     /// ibv_post_send refused the request; the status is its errno.
     Post = 8,
+    /// The peer is another process than the one whose memory was asked for.
+    Restarted = 9,
 }
 
 /// A slice's failure in 64 bits: what an atomic can keep.
@@ -61,6 +63,7 @@ impl SliceError {
             6 => Cause::Shutdown,
             7 => Cause::CoreLost,
             8 => Cause::Post,
+            9 => Cause::Restarted,
             _ => return None,
         };
         let rail = bits as u32;

@@ -48,6 +48,9 @@ impl Peer {
     }
 }
 
+/// In a [`Route`], the bit that no fabric has.
+const OVER: u8 = 1 << 7;
+
 /// Which fabrics may carry what goes to one segment: written by control as it chooses, read for every slice.
 #[derive(Debug)]
 pub struct Route(AtomicU8);
@@ -60,7 +63,7 @@ impl Route {
 
     /// Over whatever there is.
     pub fn any() -> Arc<Self> {
-        Self::new(u8::MAX)
+        Self::new(!OVER)
     }
 
     /// Control only: from now on over these.
@@ -68,9 +71,21 @@ impl Route {
         self.0.store(fabrics, Ordering::Relaxed);
     }
 
+    /// Control only, and for good: the process whose memory this led to is no more. Another one answers in its place, to
+    /// which its addresses and keys mean nothing, or something else. Called before a core gets queue pairs to that one, whose
+    /// ring makes the core see it first.
+    pub fn end(&self) {
+        self.0.store(OVER, Ordering::Relaxed);
+    }
+
+    /// Whether [`Route::end`] was called.
+    pub fn is_over(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == OVER
+    }
+
     /// The fabrics allowed now. 0: none can be used, and what waits for one ends.
     pub fn fabrics(&self) -> u8 {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed) & !OVER
     }
 
     /// Whether `fabric` may carry a slice now.

@@ -506,6 +506,7 @@ impl fmt::Display for TransferError {
             Cause::Shutdown => ": the engine was shut down",
             Cause::CoreLost => ": the data core that carried it was lost",
             Cause::Post => ": the NIC did not take the request",
+            Cause::Restarted => ": the peer was restarted, the memory that was asked for is no more",
         })?;
         if !self.status.is_empty() {
             write!(f, ": {}", self.status)?;

@@ -30,7 +30,7 @@ impl Shared {
         let rail = told.rail.or(error.rail);
         let story = self.control.story(&segment, rail, patience);
         let detail = match error.cause {
-            Cause::Cancelled | Cause::Shutdown | Cause::BadRequest => None,
+            Cause::Cancelled | Cause::Shutdown | Cause::BadRequest | Cause::Restarted => None,
             _ => story.incident.or(story.trouble),
         };
         TransferError {
@@ -73,6 +73,7 @@ fn advice(cause: Cause, told: SliceError) -> &'static str {
     match cause {
         Cause::Cancelled => "it was cancelled, or its batch dropped: submit it again if it is still wanted",
         Cause::Shutdown => "the memory may be used again",
+        Cause::Restarted => "refresh the segment, or open it again: it tells where the new process has its memory",
         Cause::CoreLost => "see the log for the panic, and restart this process",
         Cause::Post => "see `dmesg` and `moonrail doctor`; a device that refuses every request needs its driver reset",
         Cause::Unreachable => "check that the peer runs; over RDMA, also that `ib_send_bw` works between the two NICs",

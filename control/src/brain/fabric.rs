@@ -45,6 +45,13 @@ impl PeerRoute {
         Self { policy, route: Route::any(), choice: None, view: None }
     }
 
+    /// The peer is another process: nothing goes to the memory of its predecessor any more, whoever still knows of it.
+    pub(super) fn renew(&mut self) {
+        let after = Route::new(self.route.fabrics());
+        std::mem::replace(&mut self.route, after).end();
+        self.view = None;
+    }
+
     fn fabric(&self) -> Option<Fabric> {
         self.choice.as_ref()?.as_ref().ok().map(|choice| choice.fabric)
     }
@@ -64,7 +71,8 @@ impl Brain {
         let segment = self.peer(peer).segment.clone()?;
         let routes = &self.peer(peer).routes;
         let at = routes.iter().position(|route| route.policy == policy).unwrap_or(routes.len());
-        if at == 0 {
+        // What a former life published is over under any policy.
+        if at == 0 || segment.buffers.route.is_over() {
             return Some(segment);
         }
         if at == routes.len() {

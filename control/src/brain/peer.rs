@@ -292,21 +292,20 @@ impl Brain {
         for device in &descriptor.devices {
             numbers.push(self.peer_nic(peer, &device.name));
         }
-        let incarnation = descriptor.extra.incarnation;
+        if let Some(incarnation) = descriptor.extra.incarnation {
+            // First: a new life has routes of its own.
+            self.note_life(peer, incarnation, descriptor.extra.boot_id.as_deref(), None);
+        }
         let before = self.peer(peer).segment.clone();
         let another = before.is_none_or(|before| offers_otherwise(&before.descriptor, &descriptor));
         let state = self.peer_mut(peer);
         let buffers = remote_buffers(&state.shared, &state.routes[0].route, &descriptor, &numbers, state.nics.len());
         let segment = Arc::new(RemoteSegment { name, descriptor: Arc::new(descriptor), buffers: Arc::new(buffers) });
-        state.segment = Some(segment.clone());
+        state.segment = Some(segment);
         state.stale = false;
         self.forget_views(peer);
         if another {
             self.begin_anew(peer);
-        }
-        if let Some(incarnation) = incarnation {
-            let boot_id = segment.descriptor.extra.boot_id.clone();
-            self.note_life(peer, incarnation, boot_id.as_deref(), None);
         }
         self.connect_peer(peer);
     }
@@ -348,6 +347,9 @@ impl Brain {
         state.stale = true;
         // The new process may listen elsewhere. Peer-to-peer, the name says where.
         state.address = None;
+        for route in &mut state.routes {
+            route.renew();
+        }
         for rail in state.rails.clone() {
             if self.rails[rail].theirs().is_some_and(|theirs| theirs.incarnation == Some(before)) {
                 self.lose_to(rail, "the peer was restarted", Charge::Peer);

@@ -39,8 +39,9 @@ impl Core {
             if entry.home && work.deadline() <= now && !work.is_closed() {
                 self.end_work(seat, SliceError::of(Cause::Deadline));
             } else if entry.home && work.remote().route.fabrics() == 0 && !work.is_closed() {
-                // Control found nothing that may carry it.
-                self.end_work(seat, SliceError::of(Cause::Unreachable));
+                // Control found nothing that may carry it, or nothing that it could be carried to.
+                let over = work.remote().route.is_over();
+                self.end_work(seat, SliceError::of(if over { Cause::Restarted } else { Cause::Unreachable }));
             } else if entry.outstanding == 0 || work.is_terminal() {
                 // Others may have ended it, or its caller closed it.
                 self.mark_dirty(seat);
