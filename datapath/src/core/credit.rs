@@ -97,9 +97,12 @@ impl Credit {
         self.in_flight = self.in_flight.saturating_sub(u64::from(bytes));
     }
 
-    /// A round trip that began on a nearly empty rail.
-    pub(crate) fn note_round_trip(&mut self, span: Nanos, now: Nanos) {
-        self.round_trip.sample(span.0.max(1), now);
+    /// A request came back after `span`. That is a round trip where it was posted on a nearly empty rail (`alone`); on a
+    /// full one it counts our own queue too, and only a shorter one than is known says something.
+    pub(crate) fn note_round_trip(&mut self, span: Nanos, alone: bool, now: Nanos) {
+        if alone || self.round_trip.get().is_some_and(|known| span.0 < known) {
+            self.round_trip.sample(span.0.max(1), now);
+        }
     }
 
     /// Bytes that were just seen to have arrived.
@@ -135,16 +138,27 @@ mod tests {
         assert_eq!(credit.cap(), CAP_FLOOR);
         // 10 GB/s with 100 us of delay needs 2 × 1 MB.
         for ms in 1..50u64 {
-            credit.note_round_trip(Nanos::from_micros(100), Nanos::from_millis(ms));
+            credit.note_round_trip(Nanos::from_micros(100), true, Nanos::from_millis(ms));
             credit.note_arrived(10_000_000, Nanos::from_millis(ms));
         }
         assert!((1_800_000..2_400_000).contains(&credit.cap()), "{}", credit.cap());
         // A slow path falls back to the floor once the fast samples have left the window.
         for ms in 50..500u64 {
-            credit.note_round_trip(Nanos::from_micros(100), Nanos::from_millis(ms));
+            credit.note_round_trip(Nanos::from_micros(100), true, Nanos::from_millis(ms));
             credit.note_arrived(40_000, Nanos::from_millis(ms));
         }
         assert_eq!(credit.cap(), CAP_FLOOR);
+    }
+
+    /// On a full rail no request is alone, so a value from a bad moment would stay.
+    #[test]
+    fn a_full_rail_unlearns_a_round_trip_that_was_too_long() {
+        let mut credit = Credit::new();
+        credit.note_round_trip(Nanos::from_millis(900), true, Nanos::from_secs(3));
+        credit.note_round_trip(Nanos::from_millis(950), false, Nanos::from_secs(3));
+        assert_eq!(credit.round_trip(), Some(Nanos::from_millis(900).0));
+        credit.note_round_trip(Nanos::from_millis(2), false, Nanos::from_secs(3));
+        assert_eq!(credit.round_trip(), Some(Nanos::from_millis(2).0));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::Core;
 use super::inflight::{InFlight, TRIAL};
 use super::port::CoreEvent;
 use super::table::{QpState, RailState};
-use crate::limits::{POLL_BATCH, POLLS_PER_TURN};
+use crate::limits::{POLL_BATCH, POLLS_PER_TURN, TRIAL_ROUND_TRIP_MAX};
 use crate::nic::{Completion, WcStatus};
 use crate::units::Nanos;
 
@@ -98,8 +98,10 @@ impl Core {
             self.counters.bytes_done.add(u64::from(entry.len));
             self.rails[self.qps[slot].rail as usize].counters.slices.add(1);
         }
-        if let (Some(seen), true) = (seen, entry.alone) {
-            self.rails[self.qps[slot].rail as usize].credit.note_round_trip(seen.since(entry.posted), now);
+        if let Some(span) = seen.map(|seen| seen.since(entry.posted))
+            && (entry.seat != TRIAL || span <= TRIAL_ROUND_TRIP_MAX)
+        {
+            self.rails[self.qps[slot].rail as usize].credit.note_round_trip(span, entry.alone, now);
         }
         u64::from(entry.len)
     }
