@@ -145,6 +145,9 @@ impl Brain {
         // What drains is connected again; a wrong request is no reason to wait.
         let wait = self.rails[rail].fail(&mut self.random);
         let wait = if class == FaultClass::Request { Nanos::ZERO } else { wait };
+        if class != FaultClass::Request {
+            self.look_at(self.rails[rail].nic);
+        }
         self.retry_in(rail, wait);
         self.check_reach(peer);
     }
@@ -219,6 +222,7 @@ impl Brain {
         }
         self.retire(rail);
         self.drop_end(rail);
+        self.look_at(self.rails[rail].nic);
     }
 
     /// Takes the present life from the core. It becomes an old one.

@@ -171,9 +171,11 @@ impl Brain {
         }
     }
 
-    fn look_at(&mut self, nic: NicId) {
+    /// Looks at the port and its GID table again: its MTU may have changed, of which no device tells.
+    pub(super) fn look_at(&mut self, nic: NicId) {
         let state = &mut self.nics[usize::from(nic.0)];
-        if state.dead || self.stopping {
+        // What is dialled has no port.
+        if state.dead || self.stopping || state.fabric.is_dialled() {
             return;
         }
         if std::mem::replace(&mut state.querying, true) {

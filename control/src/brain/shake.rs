@@ -280,6 +280,7 @@ impl Brain {
                 if let Then::Answer(inbound) = then {
                     self.refuse(&inbound, refusal);
                 }
+                self.look_at(self.rails[rail].nic);
                 self.attempt_failed(rail, &text);
             }
             (end, _) => self.rails[rail].end = end,
