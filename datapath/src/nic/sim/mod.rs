@@ -69,6 +69,10 @@ pub struct SimLedger {
     pub queue_pairs: usize,
     /// Registrations not dropped.
     pub registrations: usize,
+    /// Completions, since the start, for which a queue had no room. An engine that counts its credit causes none.
+    pub overruns: usize,
+    /// Late packets, since the start, that another queue pair took than the one they were sent to.
+    pub strays: usize,
 }
 
 impl SimWorld {
@@ -114,6 +118,31 @@ impl SimWorld {
         self.lock().swallow(a.0, b.0);
     }
 
+    /// Loses `loss` (0 to 1) of the packets between two NICs, and delays all of them. Mended by [`SimWorld::set_path`].
+    pub fn roughen(&self, a: SimNicId, b: SimNicId, loss: f64, delay: Nanos) {
+        self.lock().roughen(a.0, b.0, loss, delay);
+    }
+
+    /// The device fails for good: a fatal event, and it refuses everything.
+    pub fn fail_device(&self, nic: SimNicId) {
+        self.lock().fail_device(nic.0);
+    }
+
+    /// Every completion queue of the NIC loses what it holds and says so, as after an overrun.
+    pub fn overrun_cqs(&self, nic: SimNicId) {
+        self.lock().overrun_cqs(nic.0);
+    }
+
+    /// The port's address is deleted, with an asynchronous event.
+    pub fn take_gid(&self, nic: SimNicId) {
+        self.lock().take_gid(nic.0);
+    }
+
+    /// The address that was deleted is added again, at another index of the GID table.
+    pub fn return_gid(&self, nic: SimNicId) {
+        self.lock().return_gid(nic.0);
+    }
+
     /// The node is gone: its queue pairs answer nothing any more, its NICs refuse everything.
     pub fn kill_node(&self, node: &str) {
         self.lock().kill_node(node);
@@ -125,7 +154,7 @@ impl SimWorld {
         self.lock().freeze_node(node, frozen);
     }
 
-    /// Sets the active MTU of one port.
+    /// Sets the active MTU of one port. Larger packets no longer pass; nobody is told.
     pub fn set_mtu(&self, nic: SimNicId, mtu: Mtu) {
         self.lock().set_mtu(nic.0, mtu);
     }

@@ -22,9 +22,20 @@ struct NicState {
     cut: Vec<usize>,
     /// Of those cut, the ones towards which this NIC retries for ever.
     swallowing: Vec<usize>,
+    /// NICs towards which packets are lost or late.
+    rough: Vec<(usize, Rough)>,
+    /// An address that was taken away, until it comes back.
+    taken: Option<GidEntry>,
+}
+
+#[derive(Clone, Copy)]
+struct Rough {
+    loss: f64,
+    delay: Nanos,
 }
 
 pub(super) struct CqState {
+    nic: usize,
     entries: VecDeque<Completion>,
     depth: usize,
     overrun: bool,
@@ -51,8 +62,14 @@ struct QpState {
     queue: VecDeque<(u64, WorkRequest)>,
     next: u64,
     busy_until: Nanos,
+    /// When the last request sent reaches the peer: a fabric keeps the order of one queue pair.
+    arrives: Nanos,
     /// The head is being retried: everything behind it waits.
     stuck: bool,
+    /// How often the head was lost.
+    losses: u32,
+    /// The queue pair that took its first request.
+    met: Option<usize>,
 }
 
 struct Registered {
@@ -113,10 +130,19 @@ pub(super) struct World {
     flights: BinaryHeap<Reverse<Flight>>,
     /// What waits for a frozen machine.
     held: Vec<Flight>,
+    /// The newest queue pair of each number that was ever given.
+    by_number: HashMap<Qpn, usize>,
+    /// Numbers whose queue pair is destroyed.
+    free: Vec<Qpn>,
+    overruns: usize,
+    strays: usize,
 }
 
 /// A device that retries for ever is looked at this often.
 const TRIES_AGAIN: Nanos = Nanos::from_millis(20);
+
+/// How often a device sends again before it gives up.
+const RETRIES: u32 = 7;
 
 /// Numbers of queue pairs start here, as devices keep the first ones for themselves.
 const FIRST_QPN: u32 = 17;
@@ -135,6 +161,10 @@ impl World {
             next_key: 0x100,
             flights: BinaryHeap::with_capacity(1 << 14),
             held: vec![],
+            by_number: HashMap::new(),
+            free: vec![],
+            overruns: 0,
+            strays: 0,
         }
     }
 
@@ -158,6 +188,8 @@ impl World {
             events: VecDeque::new(),
             cut: vec![],
             swallowing: vec![],
+            rough: vec![],
+            taken: None,
         });
         self.nics.len() - 1
     }
@@ -183,7 +215,7 @@ impl World {
     pub(super) fn create_cq(&mut self, nic: usize, depth: u32) -> io::Result<usize> {
         self.alive(nic)?;
         let depth = depth.max(1) as usize;
-        self.cqs.push(CqState { entries: VecDeque::with_capacity(depth), depth, overrun: false });
+        self.cqs.push(CqState { nic, entries: VecDeque::with_capacity(depth), depth, overrun: false });
         Ok(self.cqs.len() - 1)
     }
 
@@ -205,8 +237,12 @@ impl World {
 
     pub(super) fn create_qp(&mut self, nic: usize, cq: usize, depth: u32) -> io::Result<(usize, Qpn)> {
         self.alive(nic)?;
-        let qpn =
-            Qpn::new(FIRST_QPN + self.qps.len() as u32).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        // A number comes back as soon as it is free: nothing shows better whether it was free too early.
+        let qpn = match self.free.pop() {
+            Some(qpn) => qpn,
+            None => Qpn::new(FIRST_QPN + self.by_number.len() as u32)
+                .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?,
+        };
         let depth = depth.max(1) as usize;
         self.qps.push(QpState {
             qpn,
@@ -219,8 +255,12 @@ impl World {
             queue: VecDeque::with_capacity(depth),
             next: 0,
             busy_until: Nanos::ZERO,
+            arrives: Nanos::ZERO,
             stuck: false,
+            losses: 0,
+            met: None,
         });
+        self.by_number.insert(qpn, self.qps.len() - 1);
         Ok((self.qps.len() - 1, qpn))
     }
 
@@ -270,6 +310,7 @@ impl World {
 
     pub(super) fn destroy(&mut self, qp: usize) {
         self.qps[qp].state = State::Destroyed;
+        self.free.push(self.qps[qp].qpn);
         self.qps[qp].queue.clear();
     }
 
@@ -322,8 +363,21 @@ impl World {
         let wire = u64::from(request.len) * 1_000_000_000 / self.options.bytes_per_second.max(1);
         let free = self.qps[qp].busy_until.max(self.now).plus(Nanos(wire));
         self.qps[qp].busy_until = free;
-        let jitter = self.random.below(self.options.jitter.0 + 1);
-        self.fly(free.plus(self.options.delay).plus(Nanos(jitter)), Kind::Arrive, qp, number, request);
+        let jitter = Nanos(self.random.below(self.options.jitter.0 + 1));
+        let delay = self.options.delay.plus(jitter).plus(self.roughness(qp).map_or(Nanos::ZERO, |rough| rough.delay));
+        let at = free.plus(delay).max(self.qps[qp].arrives);
+        self.qps[qp].arrives = at;
+        self.fly(at, Kind::Arrive, qp, number, request);
+    }
+
+    /// What is wrong with the path of `qp`, if it carries at all.
+    fn roughness(&self, qp: usize) -> Option<Rough> {
+        let near = &self.nics[self.qps[qp].nic];
+        if near.rough.is_empty() {
+            return None;
+        }
+        let far = self.qps[self.far_end(qp)?].nic;
+        near.rough.iter().find(|(nic, _)| *nic == far).map(|(_, rough)| *rough)
     }
 
     fn fly(&mut self, at: Nanos, kind: Kind, qp: usize, number: u64, request: WorkRequest) {
@@ -371,13 +425,17 @@ impl World {
             return;
         }
         if flight.number > head {
-            // Jitter let it overtake; the fabric delivers in order.
-            let at = self.now.plus(Nanos(1));
-            return self.fly(at, Kind::Arrive, flight.qp, flight.number, flight.request);
+            // One before it was lost: it is sent again after that one.
+            return;
         }
         match self.peer_of(flight.qp) {
-            Some(peer) => self.execute(flight.qp, peer),
-            None => {
+            Some(peer) if !self.is_too_large(flight.qp, peer, &flight.request) => {
+                if self.roughness(flight.qp).is_some_and(|rough| self.random.chance(rough.loss)) {
+                    return self.lose(flight);
+                }
+                self.execute(flight.qp, peer);
+            }
+            _ => {
                 self.qps[flight.qp].stuck = true;
                 let at = self.now.plus(self.options.retry_time);
                 self.fly(at, Kind::GiveUp, flight.qp, flight.number, flight.request);
@@ -385,9 +443,37 @@ impl World {
         }
     }
 
+    /// A packet of the head is lost: the device sends again when no acknowledgement came.
+    fn lose(&mut self, flight: &Flight) {
+        let ours = &mut self.qps[flight.qp];
+        ours.losses += 1;
+        if ours.losses > RETRIES {
+            return self.fail(flight.qp, WcStatus::RETRY_EXC_ERR);
+        }
+        ours.stuck = true;
+        let at = self.now.plus(self.options.retry_time.max(TRIES_AGAIN));
+        self.fly(
+            Nanos(self.now.0 + (at.0 - self.now.0) / u64::from(RETRIES)),
+            Kind::GiveUp,
+            flight.qp,
+            flight.number,
+            flight.request,
+        );
+    }
+
+    /// Whether a port between two queue pairs lets no packet of that size pass any more.
+    fn is_too_large(&self, qp: usize, peer: usize, request: &WorkRequest) -> bool {
+        let passes = self.nics[self.qps[qp].nic].mtu.min(self.nics[self.qps[peer].nic].mtu);
+        let packet = self.qps[qp].rtr.map_or(0, |rtr| rtr.path_mtu.bytes()).min(request.len);
+        packet > passes.bytes()
+    }
+
     /// A WRITE that was flushed lands all the same, if the peer's end still takes it. Nobody is told.
     fn arrive_late(&mut self, flight: &Flight) {
         if let Some(peer) = self.peer_of(flight.qp) {
+            if self.qps[flight.qp].met.is_some_and(|met| met != peer) {
+                self.strays += 1;
+            }
             let _ = self.move_bytes(flight.qp, peer, &flight.request);
         }
     }
@@ -398,7 +484,7 @@ impl World {
         if qp.state != State::Rts || !qp.stuck || !waiting {
             return;
         }
-        if self.peer_of(flight.qp).is_some() {
+        if self.peer_of(flight.qp).is_some_and(|peer| !self.is_too_large(flight.qp, peer, &flight.request)) {
             // The path came back in time: the retry got through, and what waited behind it follows.
             self.qps[flight.qp].stuck = false;
             for index in 0..self.qps[flight.qp].queue.len() {
@@ -424,8 +510,7 @@ impl World {
 
     /// The queue pair that `qp` names as its other end, whatever that one thinks of it.
     fn far_end(&self, qp: usize) -> Option<usize> {
-        let peer = self.qps[qp].rtr?.dest_qpn.get().checked_sub(FIRST_QPN)? as usize;
-        (peer < self.qps.len()).then_some(peer)
+        self.by_number.get(&self.qps[qp].rtr?.dest_qpn).copied()
     }
 
     /// The queue pair at the other end, if packets reach it and it takes them.
@@ -451,6 +536,8 @@ impl World {
         match self.move_bytes(qp, peer, &request) {
             Ok(()) => {
                 self.qps[qp].queue.pop_front();
+                self.qps[qp].losses = 0;
+                self.qps[qp].met.get_or_insert(peer);
                 if request.signaled {
                     self.complete(qp, &request, WcStatus::SUCCESS);
                 }
@@ -517,9 +604,15 @@ impl World {
         let cq = &mut self.cqs[self.qps[qp].cq];
         if cq.entries.len() >= cq.depth {
             cq.overrun = true;
+            self.overruns += 1;
             return;
         }
-        cq.entries.push_back(Completion { wr_id: request.wr_id, status, vendor_err, qpn });
+        // Those of different queue pairs come in any order.
+        let mut place = cq.entries.len();
+        while place > 0 && cq.entries[place - 1].qpn != qpn && self.random.below(2) == 0 {
+            place -= 1;
+        }
+        cq.entries.insert(place, Completion { wr_id: request.wr_id, status, vendor_err, qpn });
     }
 
     pub(super) fn set_link(&mut self, nic: usize, up: bool) {
@@ -535,6 +628,7 @@ impl World {
         for (from, to) in [(a, b), (b, a)] {
             self.nics[from].cut.retain(|&n| n != to);
             self.nics[from].swallowing.retain(|&n| n != to);
+            self.nics[from].rough.retain(|(n, _)| *n != to);
             if !up {
                 self.nics[from].cut.push(to);
             }
@@ -545,6 +639,41 @@ impl World {
         self.set_path(a, b, false);
         self.nics[a].swallowing.push(b);
         self.nics[b].swallowing.push(a);
+    }
+
+    pub(super) fn roughen(&mut self, a: usize, b: usize, loss: f64, delay: Nanos) {
+        self.set_path(a, b, true);
+        self.nics[a].rough.push((b, Rough { loss, delay }));
+        self.nics[b].rough.push((a, Rough { loss, delay }));
+    }
+
+    pub(super) fn fail_device(&mut self, nic: usize) {
+        self.nics[nic].alive = false;
+        self.nics[nic].events.push_back(AsyncEvent::DeviceFatal);
+    }
+
+    pub(super) fn overrun_cqs(&mut self, nic: usize) {
+        for cq in self.cqs.iter_mut().filter(|cq| cq.nic == nic) {
+            cq.entries.clear();
+            cq.overrun = true;
+        }
+    }
+
+    pub(super) fn take_gid(&mut self, nic: usize) {
+        let nic = &mut self.nics[nic];
+        if let Some(at) = nic.gids.iter().position(|entry| !entry.gid.is_link_local()) {
+            nic.taken = Some(nic.gids.remove(at));
+            nic.events.push_back(AsyncEvent::GidChange(PortNum(1)));
+        }
+    }
+
+    pub(super) fn return_gid(&mut self, nic: usize) {
+        let nic = &mut self.nics[nic];
+        if let Some(mut entry) = nic.taken.take() {
+            entry.index = GidIndex(nic.gids.iter().map(|g| g.index.0 + 1).max().unwrap_or(0).max(entry.index.0 + 1));
+            nic.gids.push(entry);
+            nic.events.push_back(AsyncEvent::GidChange(PortNum(1)));
+        }
     }
 
     pub(super) fn kill_node(&mut self, node: &str) {
@@ -579,6 +708,8 @@ impl World {
         SimLedger {
             queue_pairs: self.qps.iter().filter(|q| q.state != State::Destroyed).count(),
             registrations: self.memory.len(),
+            overruns: self.overruns,
+            strays: self.strays,
         }
     }
 }
