@@ -4,14 +4,14 @@ mod net;
 mod rig;
 
 use moonrail_control::brain::{Action, Answer, Call, CallId, ConnId, Event};
-use moonrail_control::metadata::RpcMeta;
-use moonrail_control::wire::Frame;
+use moonrail_control::metadata::{RpcMeta, SegmentDescriptor};
+use moonrail_control::wire::{Frame, Hello, Incarnation, MessageType};
 use moonrail_control::{RailOptions, RailState};
 use moonrail_datapath::core::CoreEvent;
 use moonrail_datapath::nic::AsyncEvent;
-use moonrail_datapath::units::{CoreId, Mtu, Nanos, NicId, PortNum};
+use moonrail_datapath::units::{CoreId, Mtu, Nanos, NicId, PortNum, Qpn};
 
-use net::{FINE, MS, Net, STORM, Weather};
+use net::{Caller, FINE, MS, Net, STORM, Weather};
 
 /// How many histories: `SEEDS=n` multiplies.
 fn seeds(usual: u64) -> u64 {
@@ -389,11 +389,11 @@ fn what_a_peer_that_asks_is_told_is_never_old() {
     let a = net.add(1, 1, RailOptions::default());
     net.run(Nanos::from_millis(20));
     let told = |net: &mut Net| {
-        let frame = Frame::typed(moonrail_control::wire::MessageType::Metadata, b"{}".to_vec());
+        let frame = Frame::typed(MessageType::Metadata, b"{}".to_vec());
         let (mut actions, now) = (Vec::new(), net.now);
         net.nodes[a].brain.handle(Event::Request { conn: ConnId(7), frame }, now, &mut actions);
         let Some(Action::Reply { frame, .. }) = actions.pop() else { panic!("no reply") };
-        moonrail_control::metadata::SegmentDescriptor::decode(&frame.body).unwrap()
+        SegmentDescriptor::decode(&frame.body).unwrap()
     };
     let before = told(&mut net);
     assert!(before.buffers.is_empty());
@@ -424,7 +424,7 @@ fn notifications_nobody_takes_are_bounded_by_bytes_too() {
     let a = net.add(1, 1, RailOptions::default());
     let body = moonrail_control::wire::Notify { name: "n".into(), message: "x".repeat(1 << 20) }.encode();
     for conn in 0..64 {
-        let frame = Frame::typed(moonrail_control::wire::MessageType::Notify, body.clone());
+        let frame = Frame::typed(MessageType::Notify, body.clone());
         net.event(a, Event::Request { conn: ConnId(1000 + conn), frame });
     }
     let take = |net: &mut Net| {
@@ -433,7 +433,7 @@ fn notifications_nobody_takes_are_bounded_by_bytes_too() {
         taken.len()
     };
     assert_eq!(take(&mut net), 15, "of 16 MiB, each with its name");
-    let frame = Frame::typed(moonrail_control::wire::MessageType::Notify, body);
+    let frame = Frame::typed(MessageType::Notify, body);
     net.event(a, Event::Request { conn: ConnId(1), frame });
     assert_eq!(take(&mut net), 1, "there is room again");
 }
@@ -464,4 +464,78 @@ fn a_start_that_fails_leaves_no_key_behind() {
         net.run(Nanos::from_millis(50));
         assert!(net.store.is_empty(), "seed {seed}: {:?}", net.store.keys());
     }
+}
+
+#[test]
+fn keys_that_the_store_lost_are_put_again() {
+    let mut net = Net::new(8, true);
+    let a = net.add(1, 1, RailOptions::default());
+    net.run(Nanos::from_millis(20));
+    let before: Vec<String> = net.store.keys().cloned().collect();
+    assert_eq!(before.len(), 2, "an address and a segment: {before:?}");
+    net.store.clear();
+    // The store is back, but not quite: the first put is refused.
+    net.refused = Some("ram/");
+    for key in &before {
+        net.event(a, Event::Changed { key: key.clone(), value: None });
+    }
+    net.run(Nanos::from_millis(500));
+    assert_eq!(net.store.len(), 1, "{:?}", net.store.keys());
+    net.refused = None;
+    net.run(Nanos::from_secs(1));
+    assert!(net.store.keys().eq(&before), "{:?}", net.store.keys());
+}
+
+/// The host that died may be frozen, and its network may hold packets: a process elsewhere can say nothing of them.
+#[test]
+fn another_host_of_a_peers_name_proves_nothing() {
+    for (elsewhere, unfenced) in [(true, 1), (false, 0)] {
+        let mut net = Net::new(9, true);
+        let (a, b) = (net.add(1, 1, RailOptions::default()), net.add(2, 1, RailOptions::default()));
+        net.run(Nanos::from_millis(5));
+        net.open(a, b);
+        net.check_whole(a, b, 1, Nanos::from_secs(2));
+        net.kill(b);
+        let (key, text) = net.store.iter().find(|(key, _)| key.ends_with("ram/10.0.0.2:15000")).unwrap();
+        let (key, mut next) = (key.clone(), SegmentDescriptor::decode(text).unwrap());
+        next.extra.incarnation = Some(Incarnation(77));
+        if elsewhere {
+            next.extra.boot_id = Some("boot-99".into());
+        }
+        net.event(a, Event::Changed { key, value: Some(next.encode()) });
+        net.run(Nanos::from_millis(100));
+        let rails = net.rails(a);
+        assert!(net.log_has(a, "the peer was restarted"), "{:#?}", net.nodes[a].log);
+        assert_eq!(rails.iter().map(|rail| rail.unfenced).collect::<Vec<_>>(), [unfenced], "{rails:#?}");
+    }
+}
+
+#[test]
+fn whoever_asks_for_the_fence_waits_for_our_end() {
+    let mut net = Net::new(10, false);
+    let (a, b) = (net.add(1, 1, RailOptions::default()), net.add(2, 1, RailOptions::default()));
+    net.run(Nanos::from_millis(5));
+    net.open(a, b);
+    net.check_whole(a, b, 1, Nanos::from_secs(2));
+    net.slow = Some(b);
+    let mut hello = Hello {
+        local_nic_path: format!("{}@sim0", net.nodes[a].name),
+        peer_nic_path: format!("{}@sim0", net.nodes[b].name),
+        ..Hello::default()
+    };
+    // A's are among them; of the others nothing is known.
+    hello.extra.fence_qpns = (0..256).filter_map(Qpn::new).collect();
+    let (conn, deadline) = (ConnId(7_777), Nanos::from_secs(60));
+    let caller = Caller { node: a, token: moonrail_control::brain::Token(u64::MAX), reply_lost: false, deadline };
+    net.conns.insert((b, conn), caller);
+    net.event(b, Event::Request { conn, frame: Frame::typed(MessageType::Connection, hello.encode()) });
+    net.run(Nanos::from_secs(2));
+    assert!(!net.waiting.is_empty(), "B retires its end");
+    assert!(net.conns.contains_key(&(b, conn)), "and says nothing before it is in ERR");
+    net.slow = None;
+    for job in std::mem::take(&mut net.waiting) {
+        net.act(b, Action::Run(job));
+    }
+    net.run(Nanos::from_millis(100));
+    assert!(!net.conns.contains_key(&(b, conn)), "it is answered");
 }
