@@ -4,6 +4,7 @@ mod check;
 mod demo;
 mod error;
 mod lab;
+mod mutants;
 mod peers;
 mod process;
 mod setup;
@@ -54,6 +55,14 @@ enum Activity {
         /// Processes at a time; one per processor if it is not given
         #[arg(long)]
         jobs: Option<usize>,
+    },
+    /// Switch the engine's rules off, one at a time in a copy of the source: a test must notice each
+    Mutants {
+        /// Which ones; all when none is named
+        names: Vec<String>,
+        /// Only print what there is
+        #[arg(long)]
+        list: bool,
     },
     /// Show moonrail moving bytes between two processes of this machine, step by step
     Demo {
@@ -110,6 +119,11 @@ fn main() -> ExitCode {
         Activity::Soak { parts } => soak::run(&parts),
         Activity::Check => check::run(),
         Activity::Sim { seeds, from, jobs } => sim::run(&sim::Plan { seeds, from, jobs }),
+        Activity::Mutants { list: true, .. } => {
+            mutants::list();
+            Ok(())
+        }
+        Activity::Mutants { names, .. } => mutants::run(&names),
         Activity::Demo { lab } => demo::run(lab),
         Activity::Lab(args) => run_lab(args),
     };

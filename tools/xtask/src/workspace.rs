@@ -28,15 +28,19 @@ pub(crate) fn target() -> PathBuf {
 /// Cargo, in the root of the workspace, as if it had been called by hand.
 pub(crate) fn cargo(limit: Duration) -> Bounded {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut cargo = Bounded::new(program, limit).in_folder(&root());
+    by_hand(Bounded::new(program, limit)).in_folder(&root())
+}
+
+/// The same command without what `cargo run` set for us.
+pub(crate) fn by_hand(mut command: Bounded) -> Bounded {
     // `cargo run` tells us about our own package. Build scripts that watch those variables would run again on every
     // change between a cargo called by hand and one called by us.
     for (key, _) in std::env::vars_os() {
         if set_by_cargo_run(&key.to_string_lossy()) {
-            cargo = cargo.env_remove(&key);
+            command = command.env_remove(&key);
         }
     }
-    cargo
+    command
 }
 
 fn set_by_cargo_run(key: &str) -> bool {

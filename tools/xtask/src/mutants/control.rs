@@ -1,0 +1,208 @@
+//! Rules of the control thread: fence, incarnations, handshakes, back-off, repair, the node's keys, what is logged.
+
+use super::{Edit, Mutant, Suite};
+
+const UNIT: Suite = Suite::unit("moonrail-control");
+const BRAINS: Suite = Suite::of("moonrail-control", "brains");
+const FABRICS: Suite = Suite::of("moonrail-control", "fabrics");
+const SIMULATION: Suite = Suite::of("moonrail-control", "simulation");
+
+const CONNECT: &str = "control/src/connect.rs";
+const RESPONDER: &str = "control/src/handshake/responder.rs";
+const INITIATOR: &str = "control/src/handshake/initiator.rs";
+const REPAIR: &str = "control/src/repair.rs";
+const FENCE: &str = "control/src/brain/fence.rs";
+const LIFE: &str = "control/src/brain/life.rs";
+const OWN: &str = "control/src/brain/own.rs";
+const PEER: &str = "control/src/brain/peer.rs";
+const RAIL: &str = "control/src/brain/rail.rs";
+const SHAKE: &str = "control/src/brain/shake.rs";
+const WAYS: &str = "control/src/brain/fabric.rs";
+
+pub(super) const MUTANTS: &[Mutant] = &[
+    Mutant {
+        name: "back-off-does-not-grow",
+        without: "waits between attempts double",
+        edits: &[Edit {
+            file: REPAIR,
+            from: "checked_shl(self.failures.min(20))",
+            to: "checked_shl(self.failures.min(0))",
+        }],
+        catcher: UNIT.test("repair::tests::waits_grow_to_the_cap_and_start_again_after_a_reset"),
+    },
+    Mutant {
+        name: "no-mtu-step-down",
+        without: "a path MTU that may be wrong is tried one step smaller",
+        edits: &[Edit { file: REPAIR, from: "self.current = used.step_down();", to: "self.current = Some(used);" }],
+        catcher: UNIT.test("repair::tests::each_smaller_mtu_is_tried_once_and_the_working_one_kept"),
+    },
+    Mutant {
+        name: "working-mtu-is-suspected",
+        without: "an MTU that worked is kept",
+        edits: &[Edit { file: REPAIR, from: "if self.known || self.exhausted {", to: "if self.exhausted {" }],
+        catcher: UNIT.test("repair::tests::each_smaller_mtu_is_tried_once_and_the_working_one_kept"),
+    },
+    Mutant {
+        name: "numbers-are-enough",
+        without: "the same queue pair numbers in another incarnation are other queue pairs",
+        edits: &[Edit {
+            file: RESPONDER,
+            from: "&& (request.extra.node.incarnation.is_none() || request.extra.node.incarnation == theirs.incarnation)",
+            to: "",
+        }],
+        catcher: UNIT.test("handshake::tests::the_same_numbers_in_another_incarnation_are_other_queue_pairs"),
+    },
+    Mutant {
+        name: "refusal-is-overlooked",
+        without: "a refusal comes before whatever else a reply says",
+        edits: &[Edit {
+            file: INITIATOR,
+            from: "if let Some(text) = reply.refusal() {",
+            to: "if let Some(text) = reply.refusal().filter(|_| reply.qp_num.is_empty()) {",
+        }],
+        catcher: UNIT.test("handshake::tests::a_refusal_comes_before_everything_else_it_says"),
+    },
+    Mutant {
+        name: "waits-without-chance",
+        without: "chance takes apart what began in one moment",
+        edits: &[Edit {
+            file: REPAIR,
+            from: "wait - quarter + random.draw() % (2 * quarter + 1)",
+            to: "wait - quarter + random.draw() % (2 * quarter + 1) / u64::MAX",
+        }],
+        catcher: BRAINS.test("peers_that_restart_are_not_stormed_by_those_who_miss_them"),
+    },
+    Mutant {
+        name: "attempts-without-back-off",
+        without: "an attempt waits until its back-off is over",
+        edits: &[Edit { file: SHAKE, from: "&& state.retry_at.is_none_or(|at| at <= self.now);", to: ";" }],
+        catcher: BRAINS.test("peers_that_restart_are_not_stormed_by_those_who_miss_them"),
+    },
+    Mutant {
+        name: "fresh-before-the-former-end",
+        without: "no queue pairs are made for a peer while former ones may still accept something",
+        edits: &[Edit {
+            file: RAIL,
+            from: "self.dying > 0 || self.old.iter().any(|life| life.failing.is_some())",
+            to: "self.dying > 0",
+        }],
+        catcher: BRAINS.test("fresh_queue_pairs_are_no_proof_before_the_former_ones_are_in_err"),
+    },
+    Mutant {
+        name: "gid-by-index",
+        without: "our GID is looked up by its value whenever it is used",
+        edits: &[Edit {
+            file: CONNECT,
+            from: "gid::find_by_value(t, plan.own_gid, plan.own_kind)).map(|entry| entry.index);",
+            to: "t.first()).map(|entry| entry.index);",
+        }],
+        catcher: BRAINS.test("ports_that_flap_under_a_storm_heal"),
+    },
+    Mutant {
+        name: "every-attempt-is-an-incident",
+        without: "one incident, and one line, until a slice comes back",
+        edits: &[Edit {
+            file: LIFE,
+            from: "let (peer, incident) = (state.peer, state.incident);",
+            to: "let (peer, incident) = (state.peer, None::<u64>);",
+        }],
+        catcher: BRAINS.test("a_peer_that_is_gone_is_reported_unreachable_and_why"),
+    },
+    Mutant {
+        name: "incidents-stay-open",
+        without: "an incident is closed when its rail carries data again",
+        edits: &[Edit { file: LIFE, from: "incident.closed = Some(now);", to: "" }],
+        catcher: BRAINS.test("ports_that_flap_under_a_storm_heal"),
+    },
+    Mutant {
+        name: "trial-awaited-for-ever",
+        without: "a trial that never comes back ends the rail's life",
+        edits: &[Edit { file: SHAKE, from: "&& self.now.since(life.since) >= TRIAL_WITHIN", to: "&& false" }],
+        catcher: BRAINS.test("a_trial_that_never_comes_back_is_not_waited_for_for_ever"),
+    },
+    Mutant {
+        name: "lost-keys-stay-lost",
+        without: "our keys are put again when the store lost them",
+        edits: &[Edit {
+            file: OWN,
+            from: "None => self.republish(\"our keys are gone from the store\"),",
+            to: "None => {}",
+        }],
+        catcher: BRAINS.test("keys_that_the_store_lost_are_put_again"),
+    },
+    Mutant {
+        name: "failed-put-is-not-repeated",
+        without: "a node that could not be published is tried again",
+        edits: &[Edit { file: OWN, from: "self.own.retry_at = Some(self.now.plus(AGAIN));", to: "" }],
+        catcher: BRAINS.test("keys_that_the_store_lost_are_put_again"),
+    },
+    Mutant {
+        name: "restart-elsewhere-is-proof",
+        without: "another incarnation proves the fence only on the same host",
+        edits: &[Edit {
+            file: PEER,
+            from: "life.incarnation == Some(before) && same_host",
+            to: "life.incarnation == Some(before)",
+        }],
+        catcher: BRAINS.test("another_host_of_a_peers_name_proves_nothing"),
+    },
+    Mutant {
+        name: "own-end-proves-the-peers",
+        without: "our end in ERR proves nothing of the peer's",
+        edits: &[Edit {
+            file: LIFE,
+            from: "Outcome::Failed(admins) => life.admins = admins,",
+            to: "Outcome::Failed(admins) => (life.admins, life.proof) = (admins, true),",
+        }],
+        catcher: SIMULATION.test("a_write_to_a_node_that_died_is_in_quarantine_until_its_successor_is_seen"),
+    },
+    Mutant {
+        name: "successor-proves-nothing",
+        without: "another incarnation on the same host ends a quarantine",
+        edits: &[
+            Edit {
+                file: PEER,
+                from: "life.incarnation == Some(before) && same_host",
+                to: "life.since == self.now && same_host",
+            },
+            Edit {
+                file: LIFE,
+                from: "for life in &mut self.rails[rail].old {\n            life.proof = true;",
+                to: "for life in &mut self.rails[rail].old {\n            life.proof |= !life.needs_fence;",
+            },
+        ],
+        catcher: SIMULATION.test("a_write_to_a_node_that_died_is_in_quarantine_until_its_successor_is_seen"),
+    },
+    Mutant {
+        name: "fence-answered-too-early",
+        without: "a peer that asks is answered only when our end of its queue pairs is retired",
+        edits: &[Edit { file: FENCE, from: "if failing || self.is_paired(rail, asked) {", to: "if false {" }],
+        catcher: BRAINS.test("whoever_asks_for_the_fence_waits_for_our_end"),
+    },
+    Mutant {
+        name: "nothing-is-repaired",
+        without: "a rail that was lost is connected again",
+        edits: &[Edit {
+            file: SHAKE,
+            from: "let ready = matches!(state.end, End::Down)",
+            to: "let ready = state.lives == 0 && matches!(state.end, End::Down)",
+        }],
+        catcher: SIMULATION.test("a_link_that_goes_down_and_up_is_used_again"),
+    },
+    Mutant {
+        name: "back-off-outlives-its-failures",
+        without: "a rail that works again has all its attempts anew",
+        edits: &[Edit {
+            file: LIFE,
+            from: "(state.failing_since, state.failures, state.trouble) = (None, 0, None);",
+            to: "state.trouble = None;",
+        }],
+        catcher: SIMULATION.test("a_rail_that_fails_anew_has_all_its_attempts_anew"),
+    },
+    Mutant {
+        name: "better-fabric-is-forgotten",
+        without: "a better fabric that works again is taken back",
+        edits: &[Edit { file: WAYS, from: "chosen | retried\n", to: "chosen | (retried & 0)\n" }],
+        catcher: FABRICS.test("rdma_that_fails_hands_over_to_tcp_and_takes_over_again_when_it_is_back"),
+    },
+];

@@ -1,0 +1,248 @@
+//! Rules of the cores: claims, returns, first errors and echoes, holds, the stall watch, cancel.
+
+use super::{Edit, Mutant, Suite};
+
+const UNIT: Suite = Suite::unit("moonrail-datapath");
+const CORE: Suite = Suite::of("moonrail-datapath", "core");
+const STALL: Suite = Suite::of("moonrail-datapath", "stall");
+const CANCEL: Suite = Suite::of("moonrail-datapath", "cancel");
+const REFUSALS: Suite = Suite::of("moonrail-datapath", "refusals");
+
+const WORK: &str = "datapath/src/work.rs";
+const QUIESCENCE: &str = "datapath/src/work/quiescence.rs";
+const FAULT: &str = "datapath/src/core/fault.rs";
+const INTAKE: &str = "datapath/src/core/intake.rs";
+const POST: &str = "datapath/src/core/post.rs";
+const REAP: &str = "datapath/src/core/reap.rs";
+const STALLS: &str = "datapath/src/core/stall.rs";
+const WATCH: &str = "datapath/src/core/watch.rs";
+
+pub(super) const MUTANTS: &[Mutant] = &[
+    Mutant {
+        name: "claim-in-two-steps",
+        without: "the next run of slices is claimed by one atomic add",
+        edits: &[Edit {
+            file: WORK,
+            from: "let from = self.claimed.fetch_add(u64::from(most), Ordering::SeqCst);",
+            to: "let from = self.claimed.load(Ordering::SeqCst);\n        std::thread::yield_now();\n        \
+                 self.claimed.store(from + u64::from(most), Ordering::SeqCst);",
+        }],
+        catcher: UNIT.test("work::tests::every_slice_is_claimed_once_by_racing_cores"),
+    },
+    Mutant {
+        name: "close-takes-nothing",
+        without: "cancel and deadline end what was never claimed",
+        edits: &[Edit {
+            file: WORK,
+            from: "if was >= total { 0..0 } else { was as u32..total as u32 }",
+            to: "if was >= total { 0..0 } else { total as u32..total as u32 }",
+        }],
+        catcher: UNIT.test("work::tests::closing_takes_exactly_what_was_not_claimed"),
+    },
+    Mutant {
+        name: "returned-slice-is-kept",
+        without: "whoever clears a bit of the return map owns the slice",
+        edits: &[Edit {
+            file: WORK,
+            from: "let was = word.fetch_and(!(1 << bit), Ordering::AcqRel);",
+            to: "let was = word.load(Ordering::Acquire);",
+        }],
+        catcher: UNIT.test("work::tests::a_returned_slice_goes_to_one_taker"),
+    },
+    Mutant {
+        name: "retries-without-limit",
+        without: "a slice is retried as often as configured",
+        edits: &[Edit {
+            file: WORK,
+            from: "failures <= self.retries && self.posts",
+            to: "failures < u8::MAX && self.posts",
+        }],
+        catcher: UNIT.test("work::tests::a_slice_is_retried_as_often_as_configured_and_no_more"),
+    },
+    Mutant {
+        name: "hold-does-not-count",
+        without: "a Work that is held for a fence is not terminal",
+        edits: &[Edit {
+            file: WORK,
+            from: "self.note_held();\n        self.remaining.fetch_add(1, Ordering::Relaxed);",
+            to: "self.note_held();",
+        }],
+        catcher: UNIT.test("work::tests::the_last_settle_ends_the_batch_and_outcomes_tell"),
+    },
+    Mutant {
+        name: "closed-is-not-quarantined",
+        without: "a batch whose end was asked for and that is not over is in quarantine",
+        edits: &[Edit {
+            file: QUIESCENCE,
+            from: "if self.is_closed() || held && accounted()",
+            to: "if held && accounted()",
+        }],
+        catcher: UNIT
+            .test("work::quiescence::tests::what_is_claimed_when_it_is_cancelled_is_in_quarantine_until_it_ends"),
+    },
+    Mutant {
+        name: "fence-forgotten-in-the-proof",
+        without: "what was held for a fence says that the fence proved it",
+        edits: &[Edit { file: QUIESCENCE, from: "self.facts.fetch_or(HELD, Ordering::Relaxed);", to: "" }],
+        catcher: UNIT.test("work::quiescence::tests::all_bytes_in_place_and_a_hold_is_quarantine_too"),
+    },
+    Mutant {
+        name: "no-fence",
+        without: "a WRITE that was outstanding at a failure holds its Work until the peer's end is fenced",
+        edits: &[Edit {
+            file: FAULT,
+            from: "if !self.qps[slot].post.as_ref().is_some_and(|post| post.drains_clean()) {",
+            to: "if false {",
+        }],
+        catcher: CORE.test("a_work_whose_write_was_outstanding_at_a_failure_waits_for_the_fence"),
+    },
+    Mutant {
+        name: "every-echo-is-a-first-error",
+        without: "the first failed completion is the cause, what follows are echoes",
+        edits: &[Edit {
+            file: FAULT,
+            from: "if first {\n            self.fail_rail(rail, error, now);",
+            to: "if first || error.status == WcStatus::WR_FLUSH_ERR {\n            self.fail_rail(rail, error, now);",
+        }],
+        catcher: CORE.test("what_a_dead_port_flushes_is_carried_by_the_other_rail_and_costs_no_error"),
+    },
+    Mutant {
+        name: "echo-costs-a-retry",
+        without: "a flushed slice costs no retry",
+        edits: &[Edit {
+            file: FAULT,
+            from: "own.filter(|(status, _)| classify(*status) != FaultClass::Flush)",
+            to: "own.or(Some((WcStatus::WR_FLUSH_ERR, 0)))",
+        }],
+        catcher: STALL.test("of_a_silent_queue_pair_only_the_oldest_request_is_charged"),
+    },
+    Mutant {
+        name: "wrong-request-is-retried",
+        without: "a request that is wrong fails its transfer, whatever rails there are",
+        edits: &[Edit {
+            file: FAULT,
+            from: "if classify(status) == FaultClass::Request {",
+            to: "if classify(status) == FaultClass::Flush {",
+        }],
+        catcher: CORE.test("a_wrong_key_fails_its_transfer_and_not_its_neighbours"),
+    },
+    Mutant {
+        name: "rail-used-before-its-trial",
+        without: "a rail is used only after its trial came back",
+        edits: &[
+            Edit {
+                file: REAP,
+                from: "fn trial_returned(&mut self, slot: usize) {",
+                to: "pub(super) fn trial_returned(&mut self, slot: usize) {",
+            },
+            Edit {
+                file: INTAKE,
+                from: "self.post_trial(usize::from(slot), now);\n    }\n\n    fn new_slot",
+                to: "self.post_trial(usize::from(slot), now);\n        self.trial_returned(usize::from(slot));\n    }\n\n    fn new_slot",
+            },
+        ],
+        catcher: CORE.test("a_rail_that_carries_nothing_is_never_used"),
+    },
+    Mutant {
+        name: "no-deadline",
+        without: "the home core ends a Work at its deadline",
+        edits: &[Edit {
+            file: WATCH,
+            from: "if entry.home && work.deadline() <= now && !work.is_closed() {",
+            to: "if entry.home && work.deadline() == Nanos::ZERO && !work.is_closed() {",
+        }],
+        catcher: CORE.test("a_work_without_a_rail_asks_for_one_and_ends_with_the_cause_or_the_deadline"),
+    },
+    Mutant {
+        name: "one-completion-one-request",
+        without: "a completion ends every request before it on its queue pair",
+        edits: &[Edit { file: REAP, from: "for _ in 0..before {", to: "for _ in 0..before.min(0) {" }],
+        catcher: CORE.test("a_batch_of_128_small_transfers_rings_and_completes_rarely"),
+    },
+    Mutant {
+        name: "completion-of-another-life",
+        without: "a completion of a queue pair that is gone is nobody's",
+        edits: &[Edit { file: REAP, from: ".filter(|qp| qp.generation == completion.wr_id.generation)", to: "" }],
+        catcher: REFUSALS.test("a_late_completion_of_a_slots_former_queue_pair_is_nobodys"),
+    },
+    Mutant {
+        name: "no-stall-watch",
+        without: "a queue pair that falls silent is a first error",
+        edits: &[Edit { file: WATCH, from: "self.watch_stalls(now);", to: "" }],
+        catcher: STALL.test("a_trial_that_is_swallowed_ends_the_life_of_its_rail"),
+    },
+    Mutant {
+        name: "stopped-core-hears-silence",
+        without: "time in which the core did not turn is not silence",
+        edits: &[Edit {
+            file: STALLS,
+            from: "now.since(self.last_watch).min(STALL_STEP)",
+            to: "now.since(self.last_watch)",
+        }],
+        catcher: STALL.test("time_in_which_the_core_did_not_turn_is_not_silence"),
+    },
+    Mutant {
+        name: "slow-is-silent",
+        without: "a slow path has as many round trips of patience",
+        edits: &[Edit {
+            file: STALLS,
+            from: "least.max(Nanos(round_trip.saturating_mul(round_trips)))",
+            to: "least.max(Nanos(round_trip.saturating_mul(round_trips).min(0)))",
+        }],
+        catcher: STALL.test("slow_and_idle_rails_are_not_silent_ones"),
+    },
+    Mutant {
+        name: "long-is-silent",
+        without: "a long request on a slow path has more patience per byte",
+        edits: &[Edit {
+            file: STALLS,
+            from: "Nanos(rail.credit.in_flight().saturating_mul(STALL_NANOS_PER_BYTE))",
+            to: "Nanos(rail.credit.in_flight().saturating_mul(STALL_NANOS_PER_BYTE).min(0))",
+        }],
+        catcher: STALL.test("a_long_request_on_a_slow_path_is_not_silence"),
+    },
+    Mutant {
+        name: "cancel-waits-for-the-stall-watch",
+        without: "a silent queue pair that a cancelled batch waits for is given up early",
+        edits: &[Edit { file: STALLS, from: "&& self.holds_closed_work(slot)", to: "&& false" }],
+        catcher: CANCEL.test("on_a_dead_path_the_queue_pair_is_given_up_and_bystanders_move_at_no_cost"),
+    },
+    Mutant {
+        name: "given-up-without-a-cancel",
+        without: "a queue pair that nobody waits to be rid of has the stall watch's patience",
+        edits: &[Edit { file: STALLS, from: "&& self.holds_closed_work(slot)", to: "" }],
+        catcher: CANCEL.test("on_a_dead_path_the_queue_pair_is_given_up_and_bystanders_move_at_no_cost"),
+    },
+    Mutant {
+        name: "posted-after-cancel",
+        without: "what came back of a closed Work ends, and is not posted again",
+        edits: &[Edit {
+            file: POST,
+            from: "if work.is_closed() {\n                    let error",
+            to: "if work.is_terminal() {\n                    let error",
+        }],
+        catcher: REFUSALS.test("what_came_back_before_a_cancel_is_not_posted_after_it"),
+    },
+    Mutant {
+        name: "full-queue-counts-as-posting",
+        without: "a device without room costs a slice nothing",
+        edits: &[Edit { file: POST, from: "work.uncount_post(entry.slice);", to: "let _ = work;" }],
+        catcher: REFUSALS.test("a_full_send_queue_costs_a_slice_nothing_however_long"),
+    },
+    Mutant {
+        name: "silent-tail-is-trusted",
+        without: "requests taken without a completion asked for fail the rail",
+        edits: &[Edit { file: POST, from: " && !silent_tail", to: "" }],
+        catcher: REFUSALS.test("a_silent_tail_fails_the_rail_and_what_was_refused_goes_back"),
+    },
+    Mutant {
+        name: "posted-without-limit",
+        without: "a slice is posted 16 times at the most, whatever sent it back",
+        edits: &[Edit {
+            file: POST,
+            from: "if work.count_post(index) <= POSTS_MAX {",
+            to: "if work.count_post(index) < u8::MAX {",
+        }],
+        catcher: REFUSALS.test("a_slice_that_every_rail_flushes_ends_after_its_postings"),
+    },
+];
