@@ -1,7 +1,7 @@
 //! What is true of the cluster, from the faults alone: which pairs of NICs have been sound for so long that a rail between
 //! them has to be in use.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use moonrail_datapath::units::Nanos;
 
@@ -26,6 +26,7 @@ pub(crate) struct Ground {
     pairs: BTreeMap<(Port, Port), Pair>,
     link_down: BTreeMap<Port, bool>,
     away: Vec<bool>,
+    lost: BTreeSet<Port>,
     /// Since when handshakes, jobs and the store are sound; `None`: they are not.
     clear_since: Option<Nanos>,
 }
@@ -41,6 +42,7 @@ impl Ground {
             pairs: pairs.map(|pair| (pair, Pair { sound_since: Some(now), ..Pair::default() })).collect(),
             link_down: BTreeMap::new(),
             away: vec![false; nodes],
+            lost: BTreeSet::new(),
             clear_since: Some(now),
         }
     }
@@ -67,6 +69,28 @@ impl Ground {
         self.judge(|(a, b)| a.0 == node || b.0 == node, now);
     }
 
+    /// A NIC is lost for good, as far as its node is concerned.
+    pub(crate) fn lose(&mut self, port: Port, now: Nanos) {
+        self.lost.insert(port);
+        self.touch(port, now);
+    }
+
+    /// A node has other NICs than before.
+    pub(crate) fn replace(&mut self, node: usize) {
+        self.lost.retain(|port| port.0 != node);
+    }
+
+    /// Whether a NIC of `node` was lost for good.
+    pub(crate) fn has_lost(&self, node: usize) -> bool {
+        self.lost.iter().any(|port| port.0 == node)
+    }
+
+    /// How many rails `node` can have in the end.
+    pub(crate) fn rails(&self, node: usize) -> usize {
+        let whole = |(a, b): &&(Port, Port)| !self.lost.contains(a) && !self.lost.contains(b);
+        self.pairs.keys().filter(|(a, b)| a.0 == node || b.0 == node).filter(whole).count()
+    }
+
     /// Something was done to a NIC that takes its rails for a moment.
     pub(crate) fn touch(&mut self, port: Port, now: Nanos) {
         self.settle(now);
@@ -81,7 +105,9 @@ impl Ground {
 
     fn judge(&mut self, which: impl Fn(&(Port, Port)) -> bool, now: Nanos) {
         for (key, pair) in self.pairs.iter_mut().filter(|(key, _)| which(key)) {
-            let down = |port| self.link_down.get(port).copied().unwrap_or(false) || self.away[port.0];
+            let down = |port| {
+                self.link_down.get(port).copied().unwrap_or(false) || self.away[port.0] || self.lost.contains(port)
+            };
             let broken = pair.path_broken || down(&key.0) || down(&key.1);
             pair.sound_since = (!broken).then_some(now);
             pair.ready = false;

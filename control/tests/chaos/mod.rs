@@ -9,6 +9,7 @@
 
 mod ground;
 mod plan;
+mod shrink;
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -26,6 +27,7 @@ use crate::cluster::{Cluster, Weather};
 use ground::{Ground, Ready};
 pub(crate) use plan::Plan;
 use plan::{Act, Path, SLOT, SLOTS};
+pub(crate) use shrink::{attempt, report};
 
 /// A promise that was not kept.
 #[derive(Clone, Debug)]
@@ -76,6 +78,10 @@ const VERDICT: Nanos = Nanos::from_millis(50);
 const DRAINED: Nanos = Nanos::from_secs(4);
 /// When everything is mended all that was submitted ends within this.
 const SETTLED: Nanos = Nanos::from_secs(10);
+/// And every segment can be opened after this.
+const FOUND: Nanos = Nanos::from_secs(8);
+/// Queue pairs that need no proof are kept for a minute without one, so that their numbers do not come back too early.
+const UNPROVEN: Nanos = Nanos::from_secs(65);
 /// What a sink holds before anything comes.
 const BLANK: u8 = 0xee;
 
@@ -85,7 +91,8 @@ struct Run {
     plan: Plan,
     tracked: Vec<Tracked>,
     openings: Vec<Opening>,
-    segments: Vec<Vec<Option<Arc<RemoteSegment>>>>,
+    /// What each node opened of each other one, and in which life of that.
+    segments: Vec<Vec<Option<(Arc<RemoteSegment>, u32)>>>,
     /// What each slot of each node must hold; `None`: a batch uses it.
     canaries: Vec<Vec<Option<u8>>>,
     /// When each node went on last.
@@ -171,6 +178,7 @@ impl Run {
                     Path::Whole => self.cluster.world.set_path(a, b, true),
                     Path::Cut => self.cluster.world.set_path(a, b, false),
                     Path::Silent => self.cluster.world.swallow(a, b),
+                    Path::Rough { loss, delay } => self.cluster.world.roughen(a, b, f64::from(loss) / 100.0, delay),
                 }
                 self.ground.path(ends, path, now);
             }
@@ -193,19 +201,44 @@ impl Run {
                 self.cluster.world.shuffle_gids(self.cluster.nodes[port.0].nic_ids[port.1]);
                 self.ground.touch(port, now);
             }
+            Act::TakeGid { port } => {
+                self.cluster.world.take_gid(self.cluster.nodes[port.0].nic_ids[port.1]);
+                self.ground.touch(port, now);
+            }
+            Act::ReturnGid { port } => {
+                self.cluster.world.return_gid(self.cluster.nodes[port.0].nic_ids[port.1]);
+                self.ground.touch(port, now);
+            }
+            Act::FailDevice { port } => {
+                self.cluster.world.fail_device(self.cluster.nodes[port.0].nic_ids[port.1]);
+                self.ground.lose(port, now);
+            }
+            Act::Overrun { port } => {
+                self.cluster.world.overrun_cqs(self.cluster.nodes[port.0].nic_ids[port.1]);
+                self.ground.lose(port, now);
+            }
             Act::Weather(weather) => {
-                self.cluster.weather = weather;
-                self.judge_clear();
+                self.set_weather(weather);
             }
             Act::Store { up } => {
                 self.cluster.store_down = !up;
                 self.judge_clear();
             }
+            Act::Spoil { node, slot } => self.cluster.fill(node, slot as u64 * SLOT + 7, &[1]),
             Act::WipeStore => self.cluster.wipe_store(),
             Act::LoseLease { node } => self.cluster.lose_lease(node),
             Act::TellMissed => self.cluster.tell_missed_changes(),
         }
         Ok(())
+    }
+
+    /// A watch that missed something says so when it is back.
+    fn set_weather(&mut self, weather: Weather) {
+        if self.cluster.weather.missed_changes > 0 && weather.missed_changes == 0 {
+            self.cluster.tell_missed_changes();
+        }
+        self.cluster.weather = weather;
+        self.judge_clear();
     }
 
     fn judge_clear(&mut self) {
@@ -241,7 +274,7 @@ impl Run {
             return Ok(());
         }
         self.open(from, to, false);
-        let Some(segment) = self.segments[from][to].clone() else { return Ok(()) };
+        let Some((segment, life)) = self.segments[from][to].clone() else { return Ok(()) };
         self.check_canary(from, slot)?;
         self.check_canary(to, slot)?;
         (self.canaries[from][slot], self.canaries[to][slot]) = (None, None);
@@ -264,7 +297,8 @@ impl Run {
             round,
             submitted: now,
             cancelled: false,
-            ready: self.ground.ready(from, to, now),
+            // What a former life published is refused: that is the caller's error to see.
+            ready: if life == self.cluster.nodes[to].life { self.ground.ready(from, to, now) } else { vec![] },
         });
         Ok(())
     }
@@ -282,11 +316,14 @@ impl Run {
     }
 
     fn restart(&mut self, node: usize) {
-        if self.cluster.nodes[node].alive {
+        let store_fails = self.cluster.store_down || self.cluster.weather.store_errors > 0;
+        if self.cluster.nodes[node].alive || store_fails {
+            // Without its store no node starts: whoever started it tries again later.
             return;
         }
         self.cluster.start_again(node);
         let now = self.cluster.now;
+        self.ground.replace(node);
         self.ground.node(node, false, now);
         for nic in 0..self.plan.shape.nics {
             self.ground.link((node, nic.into()), true, now);
@@ -419,7 +456,13 @@ impl Run {
                 continue;
             }
             match self.cluster.take_answer(from, id) {
-                Some(Answer::Opened(Ok(segment))) => self.segments[from][to] = Some(segment),
+                Some(Answer::Opened(Ok(segment))) => {
+                    // Its memory tells whose it is: the store may still have had a former life's.
+                    let addr = self.cluster.nodes[to].region.memory().addr();
+                    let present = segment.buffers.buffers.first().is_some_and(|buffer| buffer.extent.addr == addr);
+                    let life = if present { self.cluster.nodes[to].life } else { u32::MAX };
+                    self.segments[from][to] = Some((segment, life));
+                }
                 Some(Answer::Opened(Err(_))) => {}
                 Some(other) => panic!("not an answer to open: {other:?}"),
                 None => {
@@ -473,16 +516,21 @@ impl Run {
 
     /// Everything is put right.
     fn mend(&mut self) {
-        self.cluster.weather = Weather::default();
         self.cluster.store_down = false;
+        self.set_weather(Weather::default());
         for node in 0..self.plan.shape.nodes {
             let _ = self.act(Act::Thaw { node });
+            if self.ground.has_lost(node) {
+                // What the log tells its operator to do.
+                self.kill(node);
+            }
             self.restart(node);
         }
         let ids: Vec<_> = self.cluster.nodes.iter().map(|node| node.nic_ids.clone()).collect();
         for (node, nics) in ids.iter().enumerate() {
             for nic in nics {
                 self.cluster.world.set_link(*nic, true);
+                self.cluster.world.return_gid(*nic);
                 for other in ids[node + 1..].iter().flatten() {
                     self.cluster.world.set_path(*nic, *other, true);
                 }
@@ -509,27 +557,26 @@ impl Run {
         for (from, to) in pairs() {
             self.segments[from][to] = None;
         }
-        let mut tries = 0;
+        let mended = self.cluster.now;
         while pairs().any(|(from, to)| self.segments[from][to].is_none()) {
-            if tries == 6 {
+            if self.cluster.now.since(mended) > FOUND {
                 let seen = self.logs();
                 return Err(Broken { rule: "with everything mended every segment can be opened", seen });
             }
-            tries += 1;
             for (from, to) in pairs() {
                 if self.segments[from][to].is_none() {
                     self.open(from, to, true);
                 }
             }
-            self.run_until(Nanos::from_secs(2), |run| run.openings.is_empty())?;
+            self.run_until(Nanos::from_secs(6), |run| run.openings.is_empty())?;
+            self.run_until(Nanos::from_millis(200), |_| false)?;
         }
         let since = self.cluster.now;
         if !self.run_until(SETTLED, |run| run.tracked.is_empty())? {
             let waits = format!("{:?}", self.tracked[0].work.quiescence());
             return self.broken("with everything mended every batch ends", &self.tracked[0], &waits);
         }
-        let rails = usize::from(self.plan.shape.nics).pow(2) * (nodes - 1);
-        let all_usable = |run: &mut Self| (0..nodes).all(|node| run.usable(node) == rails);
+        let all_usable = |run: &mut Self| (0..nodes).all(|node| run.usable(node) >= run.ground.rails(node));
         let mut back = false;
         while !back && self.cluster.now.since(since) < SETTLED {
             back = all_usable(self);
@@ -546,20 +593,24 @@ impl Run {
             }
         }
         // Both ends of each rail have two queue pairs.
-        let (expected, found) = (nodes * rails * 2, self.cluster.world.ledger().queue_pairs);
-        if found != expected {
+        let rails: usize = (0..nodes).map(|node| self.ground.rails(node)).sum();
+        let expected = rails * 2;
+        let is_all = move |run: &mut Self| run.cluster.world.ledger().queue_pairs == expected;
+        if !self.run_until(UNPROVEN, is_all)? {
+            let found = self.cluster.world.ledger().queue_pairs;
             let seen = format!("{found} instead of {expected}\n{}", self.logs());
             return Err(Broken { rule: "no queue pair is left over", seen });
+        }
+        let ledger = self.cluster.world.ledger();
+        if (ledger.overruns, ledger.strays) != (0, 0) {
+            let seen = format!("{ledger:?}\n{}", self.logs());
+            return Err(Broken { rule: "no queue overruns, and no number comes back under a late packet", seen });
         }
         Ok(())
     }
 
     fn usable(&mut self, node: usize) -> usize {
-        let id = self.cluster.call(node, Call::Rails, Nanos::from_secs(1));
-        match self.cluster.take_answer(node, id) {
-            Some(Answer::Rails(rails)) => rails.iter().filter(|r| r.state == RailState::Usable).count(),
-            other => panic!("not an answer to rails: {other:?}"),
-        }
+        self.cluster.rails(node).iter().filter(|rail| rail.state == RailState::Usable).count()
     }
 
     fn shut_down(&mut self) -> Result<(), Broken> {
@@ -591,4 +642,38 @@ fn incident_head(line: &str) -> Option<(u64, bool)> {
 fn pattern(round: u64) -> Vec<u8> {
     let mut random = Random::new(round);
     (0..SLOT / 8).flat_map(|_| random.draw().to_le_bytes()).collect()
+}
+
+#[test]
+fn a_broken_promise_is_found_and_cut_down_to_what_breaks_it() {
+    let mut plan = Plan::of(3);
+    let middle = plan.steps.len() / 2;
+    plan.steps.insert(middle, (plan.steps[middle].0, Act::Spoil { node: 1, slot: 5 }));
+    let broken = attempt(&plan).unwrap_err();
+    assert_eq!(broken.rule, "a batch that is over touches no memory");
+    let report = report(&plan, &broken);
+    assert!(report.contains(&format!("the acts that do, 1 of {}:\n  [{middle}]", plan.steps.len())), "{report}");
+    assert!(report.contains(&format!("replay with: SEED=3 KEEP={middle} cargo test")), "{report}");
+}
+
+#[test]
+fn a_seed_replays_exactly() {
+    for seed in 1..=5 {
+        let plan = Plan::of(seed);
+        assert_eq!(run(&plan).unwrap(), run(&plan).unwrap(), "seed {seed}");
+    }
+}
+
+/// A request that its sender has given up arrives two seconds later, and displaces a rail that works: the sender does not
+/// know, and the receiver waits ten seconds for its word.
+#[test]
+#[ignore = "breaks: with everything mended every rail is in use; to be mended where a hello replaces a whole rail"]
+fn a_request_that_was_given_up_displaces_nothing() {
+    let mut plan = Plan::of(1_795_641_063_194_270_312).only(&[42, 43, 52, 56, 57, 58]);
+    for (_, act) in &mut plan.steps {
+        if let Act::Weather(weather) = act {
+            weather.late = 28;
+        }
+    }
+    run(&plan).unwrap();
 }

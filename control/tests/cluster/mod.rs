@@ -138,6 +138,7 @@ pub(crate) struct Cluster {
 }
 
 const PORT: u16 = 15_000;
+const SECOND: Nanos = Nanos::from_secs(1);
 /// A step is no longer than this while cores have something to do…
 const BUSY_STEP: Nanos = Nanos::from_millis(1);
 /// …and no longer than this otherwise.
@@ -380,6 +381,10 @@ impl Cluster {
     pub(crate) fn wipe_store(&mut self) {
         for key in std::mem::take(&mut self.store).into_keys() {
             self.changed(&key, None);
+        }
+        // Leases are gone with it, as the next keep-alive of each node tells.
+        for node in 0..self.nodes.len() {
+            self.after(SECOND, node, Delivery::Event(Event::LeaseLost));
         }
     }
 
@@ -676,6 +681,13 @@ impl Cluster {
         self.await_open(from, id)
     }
 
+    /// The same, but never from what is known already.
+    pub(crate) fn open_anew(&mut self, from: usize, to: usize) -> Result<Arc<RemoteSegment>, String> {
+        let name = self.nodes[to].name.clone();
+        let id = self.call(from, Call::Open { name, fresh: true, policy: None }, Nanos::from_secs(5));
+        self.await_open(from, id)
+    }
+
     pub(crate) fn await_open(&mut self, from: usize, id: CallId) -> Result<Arc<RemoteSegment>, String> {
         assert!(
             self.run_until(Nanos::from_secs(6), |c| c.nodes[from].answers.contains_key(&id)),
@@ -689,7 +701,6 @@ impl Cluster {
 
     pub(crate) fn rails(&mut self, node: usize) -> Vec<RailReport> {
         let id = self.call(node, Call::Rails, Nanos::from_secs(1));
-        assert!(self.run_until(Nanos::from_secs(1), |c| c.nodes[node].answers.contains_key(&id)));
         match self.take_answer(node, id) {
             Some(Answer::Rails(rails)) => rails,
             other => panic!("not an answer to rails: {other:?}"),
