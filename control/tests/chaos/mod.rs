@@ -23,7 +23,7 @@ use moonrail_datapath::random::Random;
 use moonrail_datapath::units::Nanos;
 use moonrail_datapath::work::{Quiescence, TransferStatus, Work};
 
-use crate::cluster::{Cluster, Weather};
+use crate::cluster::{Cluster, Node, Weather};
 use ground::{Ground, Ready};
 pub(crate) use plan::Plan;
 use plan::{Act, Path, SLOT, SLOTS};
@@ -47,6 +47,9 @@ pub(crate) struct Story {
     pub(crate) failed: u32,
     pub(crate) cancelled: u32,
 }
+
+/// What a node opened, and in which life of its owner that was published.
+type Opened = (Arc<RemoteSegment>, u32);
 
 /// A batch that was submitted.
 struct Tracked {
@@ -92,7 +95,7 @@ struct Run {
     tracked: Vec<Tracked>,
     openings: Vec<Opening>,
     /// What each node opened of each other one, and in which life of that.
-    segments: Vec<Vec<Option<(Arc<RemoteSegment>, u32)>>>,
+    segments: Vec<Vec<Option<Opened>>>,
     /// What each slot of each node must hold; `None`: a batch uses it.
     canaries: Vec<Vec<Option<u8>>>,
     /// When each node went on last.
@@ -283,7 +286,7 @@ impl Run {
         let at = slot as u64 * SLOT;
         let (source, sink) = if op == Op::Write { (from, to) } else { (to, from) };
         self.cluster.fill(source, at, &pattern(round));
-        self.cluster.fill(sink, at, &[BLANK; SLOT as usize]);
+        self.cluster.fill(sink, at, &vec![BLANK; SLOT as usize]);
         let work = self.cluster.submit_pieces(from, &segment, op, (at, len), piece, within);
         let now = self.cluster.now;
         self.tracked.push(Tracked {
@@ -431,7 +434,7 @@ impl Run {
         // From here on nothing of this batch may land: its memory is used again at once.
         for node in [over.from, over.to] {
             let canary = (over.round as u8) | 1;
-            self.cluster.fill(node, at, &[canary; SLOT as usize]);
+            self.cluster.fill(node, at, &vec![canary; SLOT as usize]);
             self.canaries[node][over.slot] = Some(canary);
         }
         Ok(())
@@ -509,7 +512,8 @@ impl Run {
     }
 
     fn logs(&self) -> String {
-        self.cluster.nodes.iter().map(|n| format!("{} life {}:\n  {}\n", n.name, n.life, n.log.join("\n  "))).collect()
+        let line = |n: &Node| format!("{} life {}:\n  {}\n", n.name, n.life, n.log.join("\n  "));
+        self.cluster.nodes.iter().map(line).collect()
     }
 
     // ---- the end ----

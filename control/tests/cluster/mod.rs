@@ -522,9 +522,9 @@ impl Cluster {
     /// Tells a node, or its kernel while it is frozen.
     fn reach(&mut self, node: usize, event: Event) {
         if self.nodes[node].frozen {
-            self.after(Nanos::ZERO, node, Delivery::Event(event))
+            self.after(Nanos::ZERO, node, Delivery::Event(event));
         } else {
-            self.tell(node, event)
+            self.tell(node, event);
         }
     }
 

@@ -10,7 +10,7 @@ use moonrail_datapath::nic::sim::{SimNicId, SimOptions};
 use moonrail_datapath::units::{Mtu, Nanos};
 use moonrail_datapath::work::{TransferStatus, Work};
 
-use crate::cluster::{Cluster, pattern};
+use crate::cluster::{Cluster, Node, pattern};
 
 const SECOND: Nanos = Nanos::from_secs(1);
 /// After a link went down, traffic goes on over the other rails within…
@@ -111,10 +111,10 @@ impl Scene {
     fn submit(&mut self, at: u64) -> Batch {
         self.rounds += 1;
         let round = self.rounds;
-        let op = if round % 2 == 0 { Op::Read } else { Op::Write };
+        let op = if round.is_multiple_of(2) { Op::Read } else { Op::Write };
         let (source, sink) = if op == Op::Write { (0, 1) } else { (1, 0) };
         self.cluster.fill(source, at, &pattern(BATCH, round));
-        self.cluster.fill(sink, at, &[0; BATCH as usize]);
+        self.cluster.fill(sink, at, &vec![0; BATCH as usize]);
         let within = Nanos::from_secs(30);
         let work = self.cluster.submit_pieces(0, &self.segment, op, (at, BATCH), 8 << 10, within);
         Batch { work, op, round, submitted: self.cluster.now }
@@ -126,7 +126,7 @@ impl Scene {
             let (now, status) = (self.cluster.now, transfer.status());
             return self.errors.push(format!("{:?} at {now:?}: {status:?}", batch.op));
         }
-        let sink = if batch.op == Op::Write { 1 } else { 0 };
+        let sink = usize::from(batch.op == Op::Write);
         assert!(self.cluster.bytes(sink, at, BATCH) == pattern(BATCH, batch.round), "done, but not there");
         if batch.submitted >= self.since {
             self.went_on.get_or_insert(self.cluster.now);
@@ -168,7 +168,19 @@ impl Scene {
     }
 
     fn logs(&self) -> String {
-        self.cluster.nodes.iter().map(|n| format!("{}:\n  {}\n", n.name, n.log.join("\n  "))).collect()
+        let line = |n: &Node| {
+            format!(
+                "{}:
+  {}
+",
+                n.name,
+                n.log.join(
+                    "
+  "
+                )
+            )
+        };
+        self.cluster.nodes.iter().map(line).collect()
     }
 
     fn no_errors(&self) {
