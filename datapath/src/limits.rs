@@ -81,8 +81,8 @@ pub const DRAIN_LIMIT: Nanos = Nanos::from_secs(5);
 pub const STALL_AFTER: Nanos = Nanos::from_secs(4);
 
 /// A trial that took longer says nothing of the path's round trip: its device has sent it again, or the path was away
-/// meanwhile. Four ACK timeouts are what a device may wait before it does (IBA 9.7.6.1.3).
-pub const TRIAL_ROUND_TRIP_MAX: Nanos = Nanos(4 * (4096 << ACK_TIMEOUT));
+/// meanwhile. No path that is of use is slower.
+pub const TRIAL_ROUND_TRIP_MAX: Nanos = Nanos::from_millis(1_500);
 
 /// On a path slower than that, a queue pair may be silent for this many round trips of a nearly empty rail.
 pub const STALL_ROUND_TRIPS: u64 = 16;

@@ -147,6 +147,7 @@ impl Plan {
                 retry_time: Nanos::from_millis(draw.one_of(&[20, 100, 480])),
                 late_writes: draw.one_of(&[0, 50, 100]) as f64 / 100.0,
                 late_by: Nanos::from_millis(draw.one_of(&[5, 200, 1_500])),
+                reuse_numbers: true,
                 ..SimOptions::default()
             },
         };

@@ -35,6 +35,8 @@ pub struct SimOptions {
     pub late_by: Nanos,
     /// Path MTU of the ports.
     pub mtu: Mtu,
+    /// Whether the number of a destroyed queue pair is given again at once. Then both ends must draw their packet numbers.
+    pub reuse_numbers: bool,
 }
 
 impl Default for SimOptions {
@@ -47,6 +49,7 @@ impl Default for SimOptions {
             late_writes: 0.5,
             late_by: Nanos::from_millis(20),
             mtu: Mtu::B4096,
+            reuse_numbers: false,
         }
     }
 }

@@ -310,7 +310,9 @@ impl World {
 
     pub(super) fn destroy(&mut self, qp: usize) {
         self.qps[qp].state = State::Destroyed;
-        self.free.push(self.qps[qp].qpn);
+        if self.options.reuse_numbers {
+            self.free.push(self.qps[qp].qpn);
+        }
         self.qps[qp].queue.clear();
     }
 
