@@ -193,11 +193,16 @@ const FAULTS: [Fault; 12] = [
     },
 ];
 
+/// What every change is tried with. The others take longer, or (MTU) meet what the emulated device itself does wrong: in the
+/// long run, or by name in MOONRAIL_FAULT.
+const USUAL: &str = "none,link down,loses everything,address deleted,the peer killed";
+
 #[test]
 fn faults_under_verified_traffic() {
-    let only = std::env::var("MOONRAIL_FAULT").unwrap_or_default();
+    let long = setting("MOONRAIL_FAULT_SECONDS", 0);
+    let usual = if long == 0 { USUAL } else { "" };
+    let only = std::env::var("MOONRAIL_FAULT").unwrap_or_else(|_| usual.to_owned());
     on_stage("faults", Stage::with_etcd, |scene| {
-        let long = setting("MOONRAIL_FAULT_SECONDS", 0);
         let rows: Vec<Row> = FAULTS
             .iter()
             .filter(|fault| only.split(',').any(|word| fault.name.contains(word)))
@@ -211,6 +216,7 @@ fn faults_under_verified_traffic() {
 
 /// Whatever comes next, drawn at random: the same draw in every run.
 #[test]
+#[ignore = "a part of `cargo xtask soak`"]
 fn a_mix_of_faults() {
     let time = Duration::from_secs(setting("MOONRAIL_MIX_SECONDS", 30));
     on_stage("mix", Stage::with_etcd, |scene| {

@@ -35,7 +35,9 @@ fn no_page_is_touched_after_its_batch_is_over() {
     lab.barrier();
 }
 
+/// A hit takes some hundred cancels, so this is no test for every change.
 #[test]
+#[ignore = "a part of `cargo xtask soak`"]
 fn without_the_fence_pages_are_touched() {
     let lab = Lab::enter("unfenced");
     let most = setting("MOONRAIL_CANCELS", 0).max(1_000);

@@ -150,7 +150,8 @@ fn in_the_lab(part: Part, runs: u32, wanted: impl Fn(&TestTarget) -> bool) -> Re
     for run in 1..=runs {
         for target in &targets {
             println!("run {run} of {runs}: {}", target.name);
-            let filter = if target.name == FAULTS { vec![part.filter().to_owned()] } else { Vec::new() };
+            let mut filter = if target.name == FAULTS { vec![part.filter().to_owned()] } else { Vec::new() };
+            filter.push("--include-ignored".to_owned());
             let plan = LabRun { limit: clock.left().min(part.limit()), filter, env: part.settings() };
             rows.extend(results(&one_in_the_lab(target, &built, &plan)?.logs));
         }
