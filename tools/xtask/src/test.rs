@@ -112,7 +112,7 @@ fn run_part(part: Part, targets: &[TestTarget], clock: &Clock) -> Result<()> {
         Part::Host => host(targets, clock),
         Part::Sim => cargo_test(clock)?.args(["--test", SIMULATION]).run(),
         Part::Interop => interop(targets, clock),
-        Part::Lab => in_the_lab(targets, clock),
+        Part::Lab => in_the_lab(targets, clock, |target| !is_interop(target)),
     }
 }
 
@@ -141,7 +141,13 @@ fn interop(targets: &[TestTarget], clock: &Clock) -> Result<()> {
     for target in targets.iter().filter(|t| t.needs_peers) {
         tests = tests.args(["--test", &target.name]);
     }
-    tests.args(["--", "--test-threads=1", "--nocapture"]).run()
+    let on_the_host = tests.args(["--", "--test-threads=1", "--nocapture"]).run();
+    on_the_host.and(in_the_lab(targets, clock, is_interop))
+}
+
+/// Whether a lab test has a stock engine at the other end: it belongs to that part.
+fn is_interop(target: &TestTarget) -> bool {
+    target.name.ends_with("_interop")
 }
 
 fn cargo_test(clock: &Clock) -> Result<Bounded> {
@@ -149,8 +155,8 @@ fn cargo_test(clock: &Clock) -> Result<Bounded> {
 }
 
 /// Each lab binary in a boot of its own: a fault one leaves behind cannot reach the next.
-fn in_the_lab(targets: &[TestTarget], clock: &Clock) -> Result<()> {
-    let targets: Vec<&TestTarget> = targets.iter().filter(|t| t.lab_topology().is_some()).collect();
+fn in_the_lab(targets: &[TestTarget], clock: &Clock, wanted: fn(&TestTarget) -> bool) -> Result<()> {
+    let targets: Vec<&TestTarget> = targets.iter().filter(|t| t.lab_topology().is_some() && wanted(t)).collect();
     let built = Binaries::build(&targets, clock)?;
     let mut failed = Vec::new();
     for target in targets {
