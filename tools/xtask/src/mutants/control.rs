@@ -75,7 +75,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "attempts-without-back-off",
         without: "an attempt waits until its back-off is over",
-        edits: &[Edit { file: SHAKE, from: "&& state.retry_at.is_none_or(|at| at <= self.now);", to: ";" }],
+        edits: &[Edit { file: SHAKE, from: "&& state.retry_at.is_none_or(|at| at <= self.now)\n", to: "\n" }],
         catcher: BRAINS.test("peers_that_restart_are_not_stormed_by_those_who_miss_them"),
     },
     Mutant {

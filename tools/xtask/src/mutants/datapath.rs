@@ -137,8 +137,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
             },
             Edit {
                 file: INTAKE,
-                from: "self.post_trial(usize::from(slot), now);\n    }\n\n    fn new_slot",
-                to: "self.post_trial(usize::from(slot), now);\n        self.trial_returned(usize::from(slot));\n    }\n\n    fn new_slot",
+                from: "self.post_trial(usize::from(slot), now);",
+                to: "self.post_trial(usize::from(slot), now);\n        self.trial_returned(usize::from(slot));",
             },
         ],
         catcher: CORE.test("a_rail_that_carries_nothing_is_never_used"),
