@@ -20,7 +20,8 @@ segment=$TARGET_NAME
 if [ "$STORE" = P2PHANDSHAKE ]; then
     segment=$(grep -o "listening on .*" "$LOG/target" | head -n 1 | cut -d ' ' -f 3)
 fi
-sleep 1 # it registers its memory after it listens
+# It registers its memory after it listens; on a machine that compiles something else, one second was not always enough.
+sleep 2
 
 for operation in read write; do
     $INITIATOR --mode=initiator --metadata_server="$STORE" --local_server_name="$INITIATOR_NAME" --segment_id="$segment" \
