@@ -387,6 +387,15 @@ impl EngineBuilder {
         self
     }
 
+    /// What environment variables are read with: the program's function, else the process's own environment.
+    pub(crate) fn environment_read(&self) -> impl Fn(&str) -> Option<String> + use<> {
+        let given = self.environment.clone();
+        move |name: &str| match &given {
+            Some(read) => read(name),
+            None => std::env::var(name).ok(),
+        }
+    }
+
     /// Opens the NICs, starts the data cores and the control thread, publishes the (empty) segment. Blocks for as long as
     /// that takes: some seconds at the most, with a metadata server that does not answer.
     ///

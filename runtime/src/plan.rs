@@ -37,12 +37,8 @@ pub struct CorePlan {
 }
 
 pub(crate) fn plan(builder: EngineBuilder) -> Result<Plan, BuildError> {
-    let read_process = |name: &str| std::env::var(name).ok();
-    let read: &dyn Fn(&str) -> Option<String> = match &builder.environment {
-        Some(read) => &**read,
-        None => &read_process,
-    };
-    let mut env = Environment::new(read);
+    let read = builder.environment_read();
+    let mut env = Environment::new(&read);
     let settings = Settings::resolve(&builder.given, &mut env)?;
     let log = make_log(&builder, &settings, &mut env);
     let machine = Machine::read(Path::new("/sys"));

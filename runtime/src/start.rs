@@ -31,12 +31,8 @@ use crate::topology::Machine;
 use crate::{metrics, pin};
 
 pub(crate) fn start(builder: EngineBuilder) -> Result<Engine, BuildError> {
-    let read_process = |name: &str| std::env::var(name).ok();
-    let read: &dyn Fn(&str) -> Option<String> = match &builder.environment {
-        Some(read) => &**read,
-        None => &read_process,
-    };
-    let mut env = Environment::new(read);
+    let read = builder.environment_read();
+    let mut env = Environment::new(&read);
     let settings = Settings::resolve(&builder.given, &mut env)?;
     let log = make_log(&builder, &settings, &mut env);
     for warning in &env.warnings {

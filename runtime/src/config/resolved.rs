@@ -48,12 +48,8 @@ pub struct Resolved {
 
 impl Resolved {
     pub(crate) fn of(builder: &EngineBuilder) -> Result<Self, BuildError> {
-        let read_process = |name: &str| std::env::var(name).ok();
-        let read: &dyn Fn(&str) -> Option<String> = match &builder.environment {
-            Some(read) => &**read,
-            None => &read_process,
-        };
-        let mut env = Environment::new(read);
+        let read = builder.environment_read();
+        let mut env = Environment::new(&read);
         let settings = Settings::resolve(&builder.given, &mut env)?;
         let metadata = MetadataUri::parse(builder.metadata.as_deref().unwrap_or("P2PHANDSHAKE"));
         let peer_to_peer = metadata == Ok(MetadataUri::PeerToPeer);

@@ -82,10 +82,10 @@ pub fn whereabouts(peer: &str, resolved: &Resolved) -> Step<RpcMeta> {
     };
     let options = StoreOptions { deadline: LOOK, ..StoreOptions::default() };
     let keys = KeySpace::new(&resolved.cluster_id);
-    let get = |key: &str| Catalogue::open(uri, &options)?.get(key);
     let told = |e| Finding::told(CHECK, &e);
-    let segment = get(&keys.segment(peer)).map_err(told)?;
-    let address = get(&keys.rpc_meta(peer)).map_err(told)?;
+    let store = Catalogue::open(uri, &options).map_err(told)?;
+    let segment = store.get(&keys.segment(peer)).map_err(told)?;
+    let address = store.get(&keys.rpc_meta(peer)).map_err(told)?;
     let Some(address) = address else {
         return Err(Finding::fail(
             CHECK,
