@@ -39,7 +39,7 @@ pub(super) struct Rail {
     pub(super) asked: Option<Token>,
     /// A reply to it that came while a job had the queue pairs.
     pub(super) reply: Option<(OwnEnd, Result<Frame, String>)>,
-    /// Newest hello of the peer, by its life and count: older ones were long on their way.
+    /// Newest word of the peer about its end, by its life and count: older ones were long on their way.
     pub(super) heard: Option<(Incarnation, u64)>,
     /// Requests that wait for a job to end.
     pub(super) requests: VecDeque<Inbound>,

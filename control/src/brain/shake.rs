@@ -296,19 +296,22 @@ impl Brain {
         }
     }
 
-    fn our_hello(&self, rail: usize, ours: &OwnEnd, ready: bool) -> Hello {
+    /// What we say of our end, whoever began. Each has a count of its own: of two that name different queue pairs, those of
+    /// the higher one are there.
+    fn our_hello(&mut self, rail: usize, ours: &OwnEnd, ready: bool) -> Hello {
+        self.tokens += 1;
         let state = &self.rails[rail];
-        handshake::hello(&self.own_nic(state.nic), &state.peer_path, ours, &self.own_extra(), ready)
+        let mut hello = handshake::hello(&self.own_nic(state.nic), &state.peer_path, ours, &self.own_extra(), ready);
+        hello.extra.serial = Some(self.tokens);
+        hello
     }
 
     fn ask(&mut self, rail: usize, ours: OwnEnd) {
         if !self.is_wanted(rail) {
             return self.drop_end(rail);
         }
-        let mut hello = self.our_hello(rail, &ours, false);
+        let body = self.our_hello(rail, &ours, false).encode();
         let token = self.token(Pending::Hello { rail, ours });
-        hello.extra.serial = Some(token.0);
-        let body = hello.encode();
         self.rails[rail].asked = Some(token);
         self.dial(self.rails[rail].peer, token, Frame::typed(MessageType::Connection, body));
     }
@@ -388,6 +391,7 @@ impl Brain {
         let step = initiator::judge(&reply, asked, &own_path, &state.peer_path, known, state.progress());
         match step {
             initiator::Step::Connect(theirs) => {
+                self.hear(rail, &reply);
                 if let Some(incarnation) = theirs.incarnation {
                     self.note_life(peer, incarnation, theirs.boot_id.as_deref(), Some(theirs.gid));
                 }
@@ -496,9 +500,7 @@ impl Brain {
             let text = self.unavailable(rail);
             return self.refuse(&inbound, text);
         }
-        if !inbound.hello.is_ready_ack() && self.is_late(rail, &inbound.hello) {
-            return self.refuse(&inbound, rejection::ACK_STALE.to_owned());
-        }
+        let late = !self.hear(rail, &inbound.hello);
         let peer = self.rails[rail].peer;
         let own_path = self.own_nic(self.rails[rail].nic).path;
         let device = self.peer(peer).nic_name(self.rails[rail].peer_nic).to_owned();
@@ -519,6 +521,8 @@ impl Brain {
                     self.promote(rail);
                 }
             }
+            // It was given up: whoever sent it has named other queue pairs since.
+            _ if late => self.refuse(&inbound, rejection::ACK_STALE.to_owned()),
             responder::Step::Join(theirs) => self.connect(rail, theirs, Then::Answer(Box::new(inbound))),
             responder::Step::Fresh(theirs) => {
                 self.drop_end(rail);
@@ -540,20 +544,18 @@ impl Brain {
         }
     }
 
-    /// Whether the peer has sent a newer hello about this rail since: that one counts, and the queue pairs this one names
-    /// are gone. (Only moonrail peers say.)
-    fn is_late(&mut self, rail: usize, hello: &Hello) -> bool {
+    /// Notes what the peer says of its end of this rail, be it a hello, a reply or an acknowledgement. Returns whether that is
+    /// news: if the peer said something later before, other queue pairs that this names are gone. (Only moonrail peers say.)
+    fn hear(&mut self, rail: usize, hello: &Hello) -> bool {
         let (Some(incarnation), Some(serial)) = (hello.extra.node.incarnation, hello.extra.serial) else {
-            return false;
+            return true;
         };
         let heard = &mut self.rails[rail].heard;
-        match heard {
-            Some((life, newest)) if *life == incarnation && serial < *newest => true,
-            _ => {
-                *heard = Some((incarnation, serial));
-                false
-            }
+        let news = heard.is_none_or(|(life, newest)| life != incarnation || serial >= newest);
+        if news {
+            *heard = Some((incarnation, serial));
         }
+        news
     }
 
     // ---- connected ----

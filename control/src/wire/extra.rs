@@ -107,7 +107,8 @@ pub struct HelloExtra {
     /// First packet sequence number of each send queue, in the order of `qp_num`; empty = 0 for all, as stock.
     /// Used only if both hellos have it.
     pub sq_psn: Vec<SqPsn>,
-    /// In requests: counts the hellos of the sender's life, so that one which was long on its way is known as such.
+    /// Counts the hellos, replies and acknowledgements of the sender's life, so that one which was long on its way is known as
+    /// such.
     pub serial: Option<u64>,
     /// Queue pairs of the *sender* that are in error: it asks for proof that nothing of theirs can land any more.
     pub fence_qpns: Vec<Qpn>,

@@ -126,9 +126,6 @@ pub(crate) struct Plan {
     pub(crate) steps: Vec<(Nanos, Act)>,
 }
 
-/// How much of its weather's late requests a plan keeps, in percent. None yet: see
-/// `a_request_that_was_given_up_displaces_nothing`.
-const LATE_SHARE: u64 = 0;
 /// How long things go wrong.
 const CHAOS: Nanos = Nanos::from_secs(5);
 
@@ -266,7 +263,7 @@ impl Draw {
             lost_requests: percent(50),
             lost_replies: percent(50),
             doubled: percent(100),
-            late: percent(30) * LATE_SHARE / 100,
+            late: percent(30),
             corrupted: percent(30),
             store_errors: percent(60),
             missed_changes: percent(100),

@@ -18,6 +18,7 @@ use moonrail_control::gid;
 use moonrail_control::metadata::{BufferEntry, KeySpace, PriorityMatrix, RpcMeta};
 use moonrail_control::wire::{Frame, Incarnation};
 use moonrail_control::{ControlNic, DialError, RailOptions, RailReport, RailState, RemoteSegment};
+use moonrail_datapath::core::port::Command;
 use moonrail_datapath::core::{Core, CoreConfig, CoreCounters, Doorbell, Inbox, Outbox, dispatch};
 use moonrail_datapath::nic::sim::{SimNicId, SimOptions, SimWorld};
 use moonrail_datapath::nic::{Access, CqHandle, Op};
@@ -135,6 +136,8 @@ pub(crate) struct Cluster {
     p2p: bool,
     pub(crate) rails: RailOptions,
     idle_turns: u64,
+    /// `SIM_LOG=1`: every line of a log and every message is printed with its virtual time.
+    trace: bool,
 }
 
 const PORT: u16 = 15_000;
@@ -187,6 +190,7 @@ impl Cluster {
             p2p,
             rails: RailOptions::default(),
             idle_turns: 0,
+            trace: std::env::var_os("SIM_LOG").is_some(),
         };
         for index in 0..nodes {
             let node = cluster.boot(index, 0);
@@ -445,7 +449,28 @@ impl Cluster {
         }
     }
 
+    /// For people who replay one seed.
+    fn trace(&self, node: usize, action: &Action) {
+        let what = match action {
+            Action::Dial { token, host, frame, .. } => {
+                format!("dials {host}, {token:?}: {}", String::from_utf8_lossy(&frame.body))
+            }
+            Action::Reply { conn, frame } => format!("replies to {conn:?}: {}", String::from_utf8_lossy(&frame.body)),
+            Action::Close { conn } => format!("closes {conn:?}"),
+            Action::Core { command: Command::Adopt { rail, qp }, .. } => {
+                format!("adopts {:?}, {:?}", rail.key, qp.qpn())
+            }
+            Action::Core { command: Command::Retire { key }, .. } => format!("retires {key:?}"),
+            Action::Log(record) => record.text.clone(),
+            _ => return,
+        };
+        eprintln!("{:>12.3} ms  node {node}: {what}", self.now.0 as f64 / 1e6);
+    }
+
     fn act(&mut self, node: usize, action: Action) {
+        if self.trace {
+            self.trace(node, &action);
+        }
         match action {
             Action::Dial { token, host, port, frame, deadline } => {
                 let life = self.nodes[node].life;

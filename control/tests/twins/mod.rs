@@ -433,3 +433,27 @@ fn twin_rail_flapping_every_3_seconds() {
         scene.no_errors();
     });
 }
+
+/// Node 0 asks while the NIC of node 1 is down, and gives up; its requests are held up on their way, and arrive when the rails
+/// have been connected otherwise.
+#[test]
+fn twin_hello_that_arrives_when_it_was_given_up() {
+    for seed in 1..=10 {
+        let mut scene = Scene::open(seed, seed % 2 == 0);
+        let nic = scene.port(1, 0);
+        scene.cluster.world.set_link(nic, false);
+        scene.cluster.weather.late = 100;
+        // The first attempts: they are given up 2 s after they began, and are at most 2 s more on their way.
+        scene.carry(SECOND);
+        scene.cluster.weather.late = 0;
+        scene.carry(Nanos::from_millis(1_700));
+        scene.cluster.world.set_link(nic, true);
+        let back = scene.all_back();
+        assert!(back <= BACK_WITHIN, "{back:?}\n{}", scene.logs());
+        scene.mark();
+        let stays = !scene.carry_until(Nanos::from_secs(3), |scene| scene.usable() != [4, 4]);
+        assert!(stays, "seed {seed}: {:?}\n{}", scene.cluster.rails(0), scene.logs());
+        assert_eq!((scene.incidents(0), scene.incidents(1)), (0, 0), "{}", scene.logs());
+        scene.no_errors();
+    }
+}

@@ -200,6 +200,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
         catcher: SIMULATION.test("a_rail_that_fails_anew_has_all_its_attempts_anew"),
     },
     Mutant {
+        name: "given-up-requests-displace",
+        without: "a hello that was given up displaces no rail that was connected since",
+        edits: &[Edit { file: SHAKE, from: "self.hear(rail, &reply);\n", to: "\n" }],
+        catcher: SIMULATION.test("twins::twin_hello_that_arrives_when_it_was_given_up"),
+    },
+    Mutant {
         name: "better-fabric-is-forgotten",
         without: "a better fabric that works again is taken back",
         edits: &[Edit { file: WAYS, from: "chosen | retried\n", to: "chosen | (retried & 0)\n" }],
