@@ -12,6 +12,7 @@ mod plan;
 mod shrink;
 
 use std::collections::hash_map::DefaultHasher;
+use std::fmt::Write;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -590,7 +591,7 @@ impl Run {
             let mut seen = String::new();
             for node in 0..nodes {
                 for rail in self.cluster.rails(node).iter().filter(|rail| rail.state != RailState::Usable) {
-                    seen += &format!("node {node}: {rail:?}\n");
+                    let _ = writeln!(seen, "node {node}: {rail:?}");
                 }
             }
             seen += &self.logs();

@@ -54,7 +54,7 @@ pub(crate) struct Weather {
 /// Something that reaches a node later.
 enum Delivery {
     Event(Event),
-    /// A request on the handshake port, from (node, token), to be answered before `deadline`.
+    /// A request on the handshake port, from (node, token).
     Dial {
         from: usize,
         life: u32,
@@ -62,7 +62,6 @@ enum Delivery {
         host: String,
         port: u16,
         frame: Frame,
-        deadline: Nanos,
     },
     Store {
         op: StoreOp,
@@ -474,19 +473,17 @@ impl Cluster {
         match action {
             Action::Dial { token, host, port, frame, deadline } => {
                 let life = self.nodes[node].life;
+                // Whatever becomes of it, whoever asked waits no longer than this.
+                let left = deadline.since(self.now);
+                let silence = DialError::ReplyTimeout { address: format!("{host}:{port}") };
+                self.after(left, node, Delivery::Event(Event::Dialed { token, result: Err(silence) }));
                 if self.choices.below(100) < self.weather.lost_requests {
-                    let address = format!("{host}:{port}");
-                    let lost = Event::Dialed { token, result: Err(DialError::ReplyTimeout { address }) };
-                    return self.after(deadline.since(self.now), node, Delivery::Event(lost));
+                    return;
                 }
                 if self.happens(self.weather.late) {
-                    let address = format!("{host}:{port}");
-                    let late = Event::Dialed { token, result: Err(DialError::ReplyTimeout { address }) };
-                    self.after(deadline.since(self.now), node, Delivery::Event(late));
-                    let delay = deadline.since(self.now).plus(Nanos(self.choices.below(Nanos::from_secs(2).0)));
+                    let delay = left.plus(Nanos(self.choices.below(Nanos::from_secs(2).0)));
                     let token = Token(u64::MAX);
-                    let dial = Delivery::Dial { from: node, life, token, host, port, frame, deadline };
-                    return self.after(delay, node, dial);
+                    return self.after(delay, node, Delivery::Dial { from: node, life, token, host, port, frame });
                 }
                 let mut frame = frame;
                 self.corrupt(&mut frame);
@@ -496,7 +493,7 @@ impl Cluster {
                     let token = if copy == 0 { token } else { Token(u64::MAX) };
                     let (host, frame) = (host.clone(), frame.clone());
                     let delay = self.delay();
-                    self.after(delay, node, Delivery::Dial { from: node, life, token, host, port, frame, deadline });
+                    self.after(delay, node, Delivery::Dial { from: node, life, token, host, port, frame });
                 }
             }
             Action::Reply { conn, mut frame } => {
@@ -504,12 +501,11 @@ impl Cluster {
                 if self.nodes[from].life != life {
                     return;
                 }
-                let address = self.nodes[node].name.clone();
                 self.corrupt(&mut frame);
-                let lost = self.choices.below(100) < self.weather.lost_replies;
-                let result = if lost { Err(DialError::ReplyTimeout { address }) } else { Ok(frame) };
-                let delay = if lost { Nanos::from_secs(2) } else { self.delay() };
-                self.after(delay, from, Delivery::Event(Event::Dialed { token, result }));
+                if self.choices.below(100) >= self.weather.lost_replies {
+                    let delay = self.delay();
+                    self.after(delay, from, Delivery::Event(Event::Dialed { token, result: Ok(frame) }));
+                }
             }
             Action::Close { conn } => {
                 let Some((from, life, token)) = self.conns.remove(&conn) else { return };
@@ -561,7 +557,7 @@ impl Cluster {
         let Later { node, life, what, .. } = later;
         let gone = self.nodes[node].life != life || !self.nodes[node].alive;
         match what {
-            Delivery::Dial { from, life, token, host, port, frame, deadline } => {
+            Delivery::Dial { from, life, token, host, port, frame } => {
                 let target =
                     self.nodes.iter().position(|n| n.alive && format!("node{}", host_index(n)) == host && port == PORT);
                 match target {
@@ -569,9 +565,6 @@ impl Cluster {
                         let mut token = token;
                         if self.nodes[target].frozen {
                             // Its kernel accepts; nobody reads before it goes on.
-                            let address = format!("{host}:{port}");
-                            let silent = Event::Dialed { token, result: Err(DialError::ReplyTimeout { address }) };
-                            self.after(deadline.since(self.now), from, Delivery::Event(silent));
                             token = Token(u64::MAX);
                         }
                         self.order += 1;
