@@ -115,6 +115,24 @@ fn a_trial_that_is_swallowed_ends_the_life_of_its_rail() {
     assert!(!rig.is_proven(key));
 }
 
+/// A trial that was held up says nothing of the round trip: what falls silent right after it is not waited for the longer.
+#[test]
+fn a_rail_that_is_silent_after_a_trial_that_was_held_up_is_noticed_as_soon_as_any() {
+    let mut rig = Rig::new(28, 1, 1, SimOptions::default());
+    rig.world.swallow(rig.near[0].id, rig.far[0].id);
+    let key = rig.connect(0, 0, 0, 1);
+    let (local, far) = (Rig::region(&rig.near, LEN), Rig::region(&rig.far, LEN));
+    let remote = rig.remote(&far);
+    assert!(!rig.run_until(SECOND, |r| r.peer.routes() == 1));
+    rig.world.set_path(rig.near[0].id, rig.far[0].id, true);
+    assert!(rig.run_until(SECOND, |r| r.peer.routes() == 1) && rig.is_proven(key));
+    rig.world.swallow(rig.near[0].id, rig.far[0].id);
+    let late = rig.work(Op::Read, &local, &remote, &[(0, 0, 4096)]);
+    rig.submit(&late);
+    assert!(rig.run_until(STALL_AFTER.plus(SLACK), |r| !r.first_errors.is_empty()));
+    assert_eq!(rig.first_errors[0].status, WcStatus::STALLED);
+}
+
 /// As late as a device may be by the book, its own word comes first.
 #[test]
 fn a_device_that_speaks_is_never_preempted() {

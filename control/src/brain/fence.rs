@@ -6,6 +6,9 @@
 //!  we: proof, if the peer is still the same incarnation ◀── reply with the same numbers as `fenced_qpns`
 //! ```
 //!
+//! The question tells the peer, too, that our end is gone. So it is also asked, once, about a life that ended with our port,
+//! whether or not it waits for proof: of the port the peer hears nothing, and its requests would be silent for seven ACK timeouts.
+//!
 //! Fresh queue pairs for the same pair of NICs prove it too, and come first where they can be made. This way also works
 //! while a port is down, where nothing can be made. A stock peer is never asked: it would take the question for a hello.
 
@@ -36,14 +39,17 @@ impl Brain {
     /// Asks the peer about the lives of this rail that wait for proof, unless it is being asked or was asked just now.
     pub(super) fn ask_fence(&mut self, rail: usize) {
         let state = &self.rails[rail];
-        let waits =
-            |life: &&OldLife| life.needs_fence && !life.proof && life.is_drained() && life.incarnation.is_some();
+        let open = |life: &OldLife| life.needs_fence || life.untold;
+        let waits = |life: &&mut OldLife| open(life) && !life.proof && life.is_drained() && life.incarnation.is_some();
         // The peer's control knows nothing of who dialled its fabrics.
         if state.fence.on_its_way || state.fence.not_before > self.now || state.fabric.is_dialled() {
             return;
         }
-        let Some(life) = state.old.iter().find(waits) else { return };
+        let Some(life) = self.rails[rail].old.iter_mut().find(waits) else { return };
+        // Telling is tried once: if it does not arrive, the peer finds out by itself.
+        life.untold = false;
         let (life_number, qpns) = (life.key.life, life.qpns.clone());
+        let state = &self.rails[rail];
         let nic = self.own_nic(state.nic);
         let mut hello = handshake::hello(&nic, &state.peer_path, &OwnEnd::default(), &self.own_extra(), false);
         hello.extra.fence_qpns = qpns;
@@ -96,7 +102,7 @@ impl Brain {
         }
         if self.is_paired(rail, asked) {
             match &self.rails[rail].end {
-                End::Whole(_) => self.replace(rail),
+                End::Whole(_) => self.replace(rail, "the peer gave its end up: its port is down, or it saw an error"),
                 End::Half { .. } => self.drop_end(rail),
                 // A job has them: the peer asks again.
                 _ => {

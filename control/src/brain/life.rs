@@ -199,6 +199,9 @@ impl Brain {
             End::Whole(_) => {
                 self.open_incident(rail, why, &Seen::without_completion(charge));
                 self.retire(rail);
+                if let (Charge::Port, Some(life)) = (charge, self.rails[rail].old.last_mut()) {
+                    life.untold = true;
+                }
                 let wait = self.rails[rail].fail(&mut self.random);
                 self.retry_in(rail, wait);
                 self.check_reach(self.rails[rail].peer);
@@ -211,11 +214,10 @@ impl Brain {
         }
     }
 
-    /// The peer presents fresh queue pairs: ends the present life without blaming anybody.
-    pub(super) fn replace(&mut self, rail: usize) {
+    /// The peer's end is gone, as it says itself: ends the present life without blaming anybody.
+    pub(super) fn replace(&mut self, rail: usize, text: &str) {
         if let End::Whole(life) = &self.rails[rail].end {
             let used = life.proven.is_some() && life.leave == Leave::No;
-            let text = "the peer connects anew (restarted, or saw an error that we did not): Retiring stale endpoint";
             if used {
                 self.open_incident(rail, text, &Seen::without_completion(Charge::Peer));
             }
@@ -262,6 +264,7 @@ impl Brain {
             needs_fence,
             // A loop has no other end than ours.
             proof: state.fabric == Fabric::Rdma && state.peer_path == own_path,
+            untold: false,
             since: self.now,
             incarnation: theirs.incarnation,
             boot_id: theirs.boot_id,

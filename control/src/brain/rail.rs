@@ -195,6 +195,8 @@ pub(super) struct OldLife {
     pub(super) needs_fence: bool,
     /// The peer's end is proven to be retired.
     pub(super) proof: bool,
+    /// The peer is to be told that our end is gone: it hears nothing of our port, and would learn of it by its own silence.
+    pub(super) untold: bool,
     pub(super) since: Nanos,
     pub(super) incarnation: Option<Incarnation>,
     pub(super) boot_id: Option<String>,

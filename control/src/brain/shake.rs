@@ -529,7 +529,9 @@ impl Brain {
                 self.make_for(rail, inbound, theirs);
             }
             responder::Step::Replace(theirs) => {
-                self.replace(rail);
+                let text =
+                    "the peer connects anew (restarted, or saw an error that we did not): Retiring stale endpoint";
+                self.replace(rail, text);
                 self.make_for(rail, inbound, theirs);
             }
         }

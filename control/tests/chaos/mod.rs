@@ -153,6 +153,13 @@ impl Run {
 
     fn step(&mut self) -> Result<(), Broken> {
         self.cluster.step();
+        for node in 0..self.plan.shape.nodes {
+            if self.cluster.has_failed_to_start(node) {
+                // Whoever starts it tries again, as soon as the store works.
+                self.kill(node);
+                self.restart(node);
+            }
+        }
         self.check()
     }
 

@@ -107,6 +107,8 @@ pub(crate) struct Node {
     pub(crate) nic_ids: Vec<SimNicId>,
     pub(crate) region: Arc<Region>,
     answers: BTreeMap<CallId, Answer>,
+    /// Its start, of which nobody has asked yet what came.
+    beginning: Option<CallId>,
     watched: BTreeSet<String>,
     calls: u64,
     pub(crate) alive: bool,
@@ -289,6 +291,7 @@ impl Cluster {
             nic_ids,
             region,
             answers: BTreeMap::new(),
+            beginning: None,
             watched: BTreeSet::new(),
             calls: 0,
             alive: true,
@@ -339,7 +342,15 @@ impl Cluster {
     /// Starts a dead node under its name, and waits for nothing.
     pub(crate) fn start_again(&mut self, node: usize) {
         self.boot_again(node);
-        self.publish(node);
+        self.nodes[node].beginning = Some(self.publish(node)[0]);
+    }
+
+    /// Whether a node could not start: its program would end with the error.
+    pub(crate) fn has_failed_to_start(&mut self, node: usize) -> bool {
+        let node = &mut self.nodes[node];
+        let answer = node.beginning.and_then(|id| node.answers.remove(&id));
+        node.beginning.take_if(|_| answer.is_some());
+        matches!(answer, Some(Answer::Begun(Err(_))))
     }
 
     fn boot_again(&mut self, node: usize) {

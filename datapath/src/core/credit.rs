@@ -20,6 +20,8 @@ pub(crate) struct Credit {
     rate: Windowed,
     span_start: Nanos,
     span_bytes: u64,
+    /// Bytes have arrived, not only a trial.
+    carried: bool,
 }
 
 /// Best value of this window and of the one before.
@@ -60,6 +62,7 @@ impl Credit {
             rate: Windowed::new(u64::max),
             span_start: Nanos::ZERO,
             span_bytes: 0,
+            carried: false,
         }
     }
 
@@ -80,6 +83,12 @@ impl Credit {
 
     pub(crate) fn round_trip(&self) -> Option<u64> {
         self.round_trip.get()
+    }
+
+    /// The round trip, where there is reason to wait for it: a trial may have been held up, so until bytes have arrived nobody
+    /// knows whether the path is that slow.
+    pub(crate) fn carried_round_trip(&self) -> Option<u64> {
+        self.round_trip().filter(|_| self.carried)
     }
 
     /// Whether what is posted now meets no queue of our own.
@@ -107,6 +116,7 @@ impl Credit {
 
     /// Bytes that were just seen to have arrived.
     pub(crate) fn note_arrived(&mut self, bytes: u64, now: Nanos) {
+        self.carried = true;
         self.span_bytes += bytes;
         let span = now.since(self.span_start);
         if span >= RATE_SPAN {

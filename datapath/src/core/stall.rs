@@ -51,14 +51,13 @@ impl Core {
         if rail.peer_nic.fabric().is_dialled() {
             return None;
         }
-        let round_trip = rail.credit.round_trip().unwrap_or(0);
         let carrying = Nanos(rail.credit.in_flight().saturating_mul(STALL_NANOS_PER_BYTE));
-        let over = |least: Nanos, round_trips: u64| {
-            qp.silent > least.max(Nanos(round_trip.saturating_mul(round_trips))).plus(carrying)
+        let over = |least: Nanos, round_trips: u64, round_trip: Option<u64>| {
+            qp.silent > least.max(Nanos(round_trip.unwrap_or(0).saturating_mul(round_trips))).plus(carrying)
         };
-        if over(STALL_AFTER, STALL_ROUND_TRIPS) {
+        if over(STALL_AFTER, STALL_ROUND_TRIPS, rail.credit.carried_round_trip()) {
             Some(WcStatus::STALLED)
-        } else if over(CANCEL_GRACE, CANCEL_ROUND_TRIPS) && self.holds_closed_work(slot) {
+        } else if over(CANCEL_GRACE, CANCEL_ROUND_TRIPS, rail.credit.round_trip()) && self.holds_closed_work(slot) {
             Some(WcStatus::GIVEN_UP)
         } else {
             None

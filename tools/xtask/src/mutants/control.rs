@@ -206,6 +206,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
         catcher: SIMULATION.test("twins::twin_hello_that_arrives_when_it_was_given_up"),
     },
     Mutant {
+        name: "port-down-is-not-told",
+        without: "peers are told of rails that ended with our port",
+        edits: &[Edit { file: LIFE, from: "life.untold = true;", to: "life.untold = false;" }],
+        catcher: SIMULATION.test("twins::twin_link_down_and_up"),
+    },
+    Mutant {
         name: "better-fabric-is-forgotten",
         without: "a better fabric that works again is taken back",
         edits: &[Edit { file: WAYS, from: "chosen | retried\n", to: "chosen | (retried & 0)\n" }],

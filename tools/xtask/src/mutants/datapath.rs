@@ -172,6 +172,16 @@ pub(super) const MUTANTS: &[Mutant] = &[
         catcher: STALL.test("a_trial_that_is_swallowed_ends_the_life_of_its_rail"),
     },
     Mutant {
+        name: "held-up-trial-is-believed",
+        without: "a trial that was held up lengthens nobody's patience",
+        edits: &[Edit {
+            file: STALLS,
+            from: "STALL_ROUND_TRIPS, rail.credit.carried_round_trip())",
+            to: "STALL_ROUND_TRIPS, rail.credit.round_trip())",
+        }],
+        catcher: STALL.test("a_rail_that_is_silent_after_a_trial_that_was_held_up_is_noticed_as_soon_as_any"),
+    },
+    Mutant {
         name: "stopped-core-hears-silence",
         without: "time in which the core did not turn is not silence",
         edits: &[Edit {
