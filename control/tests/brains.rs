@@ -502,12 +502,123 @@ fn another_host_of_a_peers_name_proves_nothing() {
         if elsewhere {
             next.extra.boot_id = Some("boot-99".into());
         }
+        net.store.insert(key.clone(), next.encode());
         net.event(a, Event::Changed { key, value: Some(next.encode()) });
         net.run(Nanos::from_millis(100));
         let rails = net.rails(a);
         assert!(net.log_has(a, "the peer was restarted"), "{:#?}", net.nodes[a].log);
         assert_eq!(rails.iter().map(|rail| rail.unfenced).collect::<Vec<_>>(), [unfenced], "{rails:#?}");
     }
+}
+
+/// Nor do fresh queue pairs there, whoever asked for them.
+#[test]
+fn fresh_queue_pairs_of_another_host_prove_nothing() {
+    for (elsewhere, we_ask) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut net = Net::new(13, false);
+        let (a, b) = (net.add(1, 1, RailOptions::default()), net.add(2, 1, RailOptions::default()));
+        net.run(Nanos::from_millis(5));
+        net.open(a, b);
+        net.check_whole(a, b, 1, Nanos::from_secs(2));
+        net.kill(b);
+        net.machine = elsewhere.then_some(99);
+        let next = net.add(2, 1, RailOptions::default());
+        if we_ask {
+            let nic = NicId(0);
+            net.event(a, Event::Nic { nic, event: AsyncEvent::PortError(PortNum(1)) });
+            net.event(a, Event::Nic { nic, event: AsyncEvent::PortActive(PortNum(1)) });
+        } else {
+            net.open(next, a);
+        }
+        let usable = |net: &mut Net| net.rails(a).iter().all(|rail| rail.lives == 2 && rail.state == RailState::Usable);
+        assert!(net.until(Nanos::from_secs(5), usable), "{:#?}", net.rails(a));
+        let unfenced: Vec<usize> = net.rails(a).iter().map(|rail| rail.unfenced).collect();
+        assert_eq!(unfenced, [usize::from(elsewhere)], "we ask: {we_ask}");
+    }
+}
+
+/// A hello of a process called `name` in the life `life`, the `serial`th, about queue pairs that nobody has any more.
+fn hello_of(net: &Net, name: &str, to: usize, life: u64, serial: u64) -> Event {
+    let mut hello = Hello {
+        local_nic_path: format!("{name}@sim0"),
+        peer_nic_path: format!("{}@sim0", net.nodes[to].name),
+        local_gid: moonrail_control::wire::GidText::Valid(rig::gid(2, 0)),
+        qp_num: [900, 901].into_iter().filter_map(Qpn::new).collect(),
+        ready_ack: Some(false),
+        ..Hello::default()
+    };
+    hello.extra.node.incarnation = Some(Incarnation(life));
+    hello.extra.serial = Some(serial);
+    Event::Request { conn: ConnId(9_999), frame: Frame::typed(MessageType::Connection, hello.encode()) }
+}
+
+/// A request that was given up may be the last that is heard. Whoever answered it, and waits to hear that its rail is ready, asks.
+/// Once it waited 10 s for a peer that may have waited in the same way.
+#[test]
+fn a_rail_that_is_made_for_a_request_that_was_given_up_is_asked_about() {
+    let mut net = Net::new(16, false);
+    let (a, b) = (net.add(1, 1, RailOptions::default()), net.add(2, 1, RailOptions::default()));
+    net.run(Nanos::from_millis(5));
+    let opened = net.open(b, a);
+    net.check_whole(a, b, 1, Nanos::from_secs(2));
+    let Some(Answer::Opened(Ok(segment))) = net.nodes[b].answers.get(&opened) else { panic!("not opened") };
+    let life = segment.descriptor.extra.incarnation.unwrap();
+    let name = net.nodes[a].name.clone();
+    let hello = hello_of(&net, &name, b, life.0, 1_000);
+    net.event(b, hello);
+    net.run(Nanos::from_millis(100));
+    assert_eq!(net.rails(b)[0].state, RailState::Waiting);
+    net.check_whole(a, b, 1, Nanos::from_secs(2));
+}
+
+/// A peer restarts twice while its first request is on its way: that comes last, and is of a life nobody here has heard of.
+/// Once it was taken for the newer one, and the living process was refused for ever.
+#[test]
+fn a_late_word_of_a_life_before_is_found_out_by_asking() {
+    let mut net = Net::new(14, false);
+    let (a, b) = (net.add(1, 1, RailOptions::default()), net.add(2, 1, RailOptions::default()));
+    net.run(Nanos::from_millis(5));
+    // A only serves.
+    net.open(b, a);
+    net.check_whole(a, b, 1, Nanos::from_secs(2));
+    let name = net.nodes[b].name.clone();
+    let late = hello_of(&net, &name, a, 7, 1);
+    net.event(a, late);
+    net.run(Nanos::from_millis(1));
+    assert!(net.log_has(a, "the peer was restarted"), "{:#?}", net.nodes[a].log);
+    // B finds out, and connects anew.
+    let nic = NicId(0);
+    net.event(b, Event::Nic { nic, event: AsyncEvent::PortError(PortNum(1)) });
+    net.event(b, Event::Nic { nic, event: AsyncEvent::PortActive(PortNum(1)) });
+    net.check_whole(a, b, 1, Nanos::from_secs(3));
+}
+
+/// The descriptor that a store gives may be older than what we hear of the peer before it comes.
+#[test]
+fn a_descriptor_that_was_asked_for_before_a_restart_is_asked_for_again() {
+    let mut net = Net::new(15, true);
+    let (a, b) = (net.add(1, 1, RailOptions::default()), net.add(2, 1, RailOptions::default()));
+    net.run(Nanos::from_millis(5));
+    let key = net.store.keys().find(|key| key.ends_with("ram/10.0.0.2:15000")).unwrap().clone();
+    let opened = net.open(a, b);
+    // (past) B was restarted after the store was read, and has said hello.
+    let mut next = SegmentDescriptor::decode(&net.store[&key]).unwrap();
+    next.extra.incarnation = Some(Incarnation(77));
+    net.store.insert(key.clone(), next.encode());
+    let name = net.nodes[b].name.clone();
+    let hello = hello_of(&net, &name, a, 77, 1);
+    net.event(a, hello);
+    net.run(Nanos::from_millis(5));
+    let Some(Answer::Opened(Ok(segment))) = net.nodes[a].answers.get(&opened) else { panic!("not opened") };
+    assert_eq!(segment.descriptor.extra.incarnation, Some(Incarnation(77)));
+    // The same of a change that its watch tells late.
+    next.extra.incarnation = Some(Incarnation(78));
+    net.event(a, Event::Changed { key, value: Some(next.encode()) });
+    net.run(Nanos::from_millis(5));
+    let again = net.call(a, Call::Open { name, fresh: true, policy: None });
+    net.run(Nanos::from_millis(5));
+    let Some(Answer::Opened(Ok(segment))) = net.nodes[a].answers.get(&again) else { panic!("not opened") };
+    assert_eq!(segment.descriptor.extra.incarnation, Some(Incarnation(77)));
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //!        ──▶ fenced: the peer's end is proven retired   ──▶ core told, queue pairs destroyed
 //! ```
 //!
-//! What proves it: the peer accepted, or presented, fresh queue pairs for the same pair of NICs; or it says so
+//! What proves it: the same process, or another on its host, accepted or presented fresh queue pairs for the same pair of NICs; or it says so
 //! ([`super::fence`]); or it is another incarnation on the same host. Time, refused connections and a lost lease prove nothing.
 
 use std::collections::BTreeSet;
@@ -22,6 +22,7 @@ use super::{Brain, INCIDENTS, Kind, Pending, Timer};
 use crate::config::LogLevel;
 use crate::connect::{JobKind, Outcome, Unused};
 use crate::handle::{Charge, Incident};
+use crate::handshake::PeerEnd;
 
 /// Attempts at every rail after which a peer counts as unreachable…
 const ROUNDS: u32 = 3;
@@ -375,8 +376,19 @@ impl Brain {
         self.attempt(rail);
     }
 
-    /// The peer's ends of all former lives of this rail are retired.
-    pub(super) fn prove(&mut self, rail: usize) {
+    /// The peer accepted, or presented, fresh queue pairs for this pair of NICs: what the same process had before is retired,
+    /// and what another one had under the same host ended with it. Of another host a process can say nothing.
+    pub(super) fn prove(&mut self, rail: usize, theirs: &PeerEnd) {
+        for life in &mut self.rails[rail].old {
+            let same_process = life.incarnation.is_some() && life.incarnation == theirs.incarnation;
+            let same_boot = life.boot_id.is_some() && life.boot_id == theirs.boot_id;
+            life.proof |= same_process || same_boot || life.peer_gid == theirs.gid;
+        }
+        self.bury(rail);
+    }
+
+    /// Nothing is sent any more, and nothing waits: no former life of this rail has anything left to protect.
+    fn prove_all(&mut self, rail: usize) {
         for life in &mut self.rails[rail].old {
             life.proof = true;
         }
@@ -666,10 +678,10 @@ impl Brain {
         if !drained {
             return;
         }
-        // Nothing is sent any more and nothing waits: what the fence would protect has ended with the cores.
+        // What the fence would protect has ended with the cores.
         for rail in 0..self.rails.len() {
             self.drop_end(rail);
-            self.prove(rail);
+            self.prove_all(rail);
         }
         if !self.running.is_empty() {
             return;

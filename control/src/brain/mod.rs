@@ -120,6 +120,8 @@ pub struct BrainNic {
 /// What a token stands for.
 enum Pending {
     Fetch(PeerId),
+    /// A question who answers at a peer's address.
+    Who(PeerId),
     Locate(PeerId),
     Hello {
         rail: usize,
@@ -372,6 +374,7 @@ impl Brain {
     fn replied(&mut self, token: Token, result: Result<crate::wire::Frame, NoReply>) {
         match self.pending.remove(&token) {
             Some(Pending::Fetch(peer)) => self.fetched_directly(peer, result),
+            Some(Pending::Who(peer)) => self.who_replied(peer, token, result),
             Some(Pending::Hello { rail, ours }) => self.hello_replied(rail, token, ours, result),
             Some(Pending::Ack { rail, qpns }) => self.ack_replied(rail, &qpns, result),
             Some(Pending::Fence { rail, life }) => self.fence_replied(rail, life, result),

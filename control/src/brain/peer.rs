@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use moonrail_datapath::slice::Extent;
 use moonrail_datapath::transfer::{Peer, RemoteBuffer, RemoteBuffers, Route};
-use moonrail_datapath::units::{Gid, Lid, Nanos, PeerId, PeerNicId, Rkey};
+use moonrail_datapath::units::{Gid, Lid, Nanos, PeerId, PeerNicId, Qpn, Rkey};
 
 use super::event::{Action, Answer, Call, CallId, StoreOp, Token};
 use super::fabric::{Failed, PeerRoute};
@@ -14,14 +14,17 @@ use crate::config::LogLevel;
 use crate::error::{ControlError, DialError, NotifyError, OpenError};
 use crate::fabric::FabricPolicy;
 use crate::handle::{Charge, RemoteSegment};
+use crate::handshake::{self, OwnEnd};
 use crate::metadata::keys::segment_name;
 use crate::metadata::{Protocol, RpcMeta, SegmentDescriptor, StoreError, peer as p2p};
-use crate::wire::{Frame, GidText, Incarnation, MessageType};
+use crate::wire::{Frame, GidText, Hello, HelloExtra, Incarnation, MessageType};
 
 /// Peers of one engine at the most. Names of strangers count, so it is bounded.
 pub const MAX_PEERS: usize = 16_384;
 /// Earlier lives of a peer that are remembered, so that a late message of one is known as such.
 const PAST_LIVES: usize = 8;
+/// Who answers at a peer's address is asked at most this often.
+const WHO_EVERY: Nanos = Nanos::from_secs(1);
 /// How often a descriptor of such a life is read before it is believed to be all there is.
 const PAST_READS: u32 = 3;
 
@@ -37,11 +40,17 @@ pub(super) struct PeerState {
     pub(super) stale: bool,
     watched: bool,
     fetching: Option<Token>,
+    /// It changed while it was being read.
+    fetch_again: bool,
     address: Option<RpcMeta>,
     locating: Option<Token>,
     /// What waits for the address.
     to_dial: Vec<(Token, Frame)>,
     pub(super) incarnation: Option<Incarnation>,
+    /// What was asked under a token up to this one was asked before we knew of that life.
+    renewed: u64,
+    /// When we last asked who answers at its address.
+    who_asked: Option<Nanos>,
     past: VecDeque<Incarnation>,
     /// Descriptors of such a life that were read in a row.
     past_reads: u32,
@@ -115,10 +124,13 @@ impl Brain {
             stale: false,
             watched: false,
             fetching: None,
+            fetch_again: false,
             address: None,
             locating: None,
             to_dial: Vec::new(),
             incarnation: None,
+            renewed: 0,
+            who_asked: None,
             past: VecDeque::new(),
             past_reads: 0,
             rails: Vec::new(),
@@ -232,7 +244,25 @@ impl Brain {
     }
 
     fn found(&mut self, peer: PeerId, found: Result<SegmentDescriptor, OpenError>) {
-        self.peer_mut(peer).fetching = None;
+        let state = self.peer_mut(peer);
+        let asked = state.fetching.take();
+        let (known, renewed) = (state.incarnation, state.renewed);
+        if std::mem::take(&mut state.fetch_again) {
+            return self.fetch(peer);
+        }
+        if let Ok(SegmentDescriptor { extra: node, .. }) = &found
+            && let Some(incarnation) = node.incarnation
+            && known.is_some_and(|known| known != incarnation)
+        {
+            // Asked for before we heard of the present life, it may be older than that.
+            if asked.is_none_or(|token| token.0 <= renewed) {
+                return self.fetch(peer);
+            }
+            if self.config.store.is_none() {
+                // Not a store told it, but the process itself.
+                self.note_life(peer, incarnation, node.boot_id.as_deref(), None, asked);
+            }
+        }
         let past = found.as_ref().is_ok_and(|descriptor| self.is_of_past_life(peer, descriptor));
         let reads = &mut self.peer_mut(peer).past_reads;
         *reads = if past { *reads + 1 } else { 0 };
@@ -273,6 +303,11 @@ impl Brain {
         descriptor.extra.incarnation.is_some_and(|incarnation| self.peer(peer).past.contains(&incarnation))
     }
 
+    fn is_of_another_life(&self, peer: PeerId, descriptor: &SegmentDescriptor) -> bool {
+        let (known, said) = (self.peer(peer).incarnation, descriptor.extra.incarnation);
+        known.is_some() && said.is_some() && known != said
+    }
+
     /// A descriptor of a peer: keep it, number its NICs, connect to them.
     pub(super) fn take_descriptor(&mut self, peer: PeerId, descriptor: SegmentDescriptor) {
         let name = self.peer(peer).shared.name().to_owned();
@@ -294,7 +329,7 @@ impl Brain {
         }
         if let Some(incarnation) = descriptor.extra.incarnation {
             // First: a new life has routes of its own.
-            self.note_life(peer, incarnation, descriptor.extra.boot_id.as_deref(), None);
+            self.note_life(peer, incarnation, descriptor.extra.boot_id.as_deref(), None, None);
         }
         let before = self.peer(peer).segment.clone();
         let another = before.is_none_or(|before| offers_otherwise(&before.descriptor, &descriptor));
@@ -326,20 +361,31 @@ impl Brain {
     }
 
     /// A moonrail peer said which life it is in. Returns whether that life may be listened to: not an earlier one.
+    ///
+    /// Nothing orders two lives but what we heard of them, and messages and descriptors may be late. Only a reply is proof:
+    /// what answers a question lives after it was asked (`asked`, its token). So a reply to what was asked since we know of
+    /// the present life ends that, even if it is of one that we had taken for an earlier one.
     pub(super) fn note_life(
         &mut self,
         peer: PeerId,
         incarnation: Incarnation,
         boot_id: Option<&str>,
         gid: Option<Gid>,
+        asked: Option<Token>,
     ) -> bool {
+        let tokens = self.tokens;
         let state = self.peer_mut(peer);
-        if state.past.contains(&incarnation) {
-            return false;
-        }
-        let Some(before) = state.incarnation.replace(incarnation).filter(|before| *before != incarnation) else {
+        if state.incarnation == Some(incarnation) {
             return true;
-        };
+        }
+        match asked {
+            Some(token) if state.incarnation.is_some() && token.0 <= state.renewed => return false,
+            Some(_) => state.past.retain(|life| *life != incarnation),
+            None if state.past.contains(&incarnation) => return false,
+            None => {}
+        }
+        state.renewed = tokens;
+        let Some(before) = state.incarnation.replace(incarnation) else { return true };
         if state.past.len() == PAST_LIVES {
             state.past.pop_front();
         }
@@ -363,6 +409,31 @@ impl Brain {
             self.bury(rail);
         }
         true
+    }
+
+    /// A life of a rail's peer that counts as over speaks to us. Either that was long on its way; or it lives, and what we took
+    /// for newer was older. Whoever answers at the peer's address tells.
+    pub(super) fn ask_who_lives(&mut self, rail: usize) {
+        let (peer, now) = (self.rails[rail].peer, self.now);
+        let asked = &mut self.peer_mut(peer).who_asked;
+        if asked.is_some_and(|at| now.since(at) < WHO_EVERY) {
+            return;
+        }
+        *asked = Some(now);
+        let (nic, path) = (self.own_nic(self.rails[rail].nic), self.rails[rail].peer_path.clone());
+        let mut hello = handshake::hello(&nic, &path, &OwnEnd::default(), &self.own_extra(), false);
+        // Nobody's number: the answer says who gives it.
+        hello.extra.fence_qpns = vec![Qpn::default()];
+        let token = self.token(Pending::Who(peer));
+        self.dial(peer, token, Frame::typed(MessageType::Connection, hello.encode()));
+    }
+
+    pub(super) fn who_replied(&mut self, peer: PeerId, token: Token, result: Result<Frame, NoReply>) {
+        let Ok(frame) = result else { return self.forget_address(peer) };
+        let Ok(Hello { extra: HelloExtra { node, .. }, .. }) = Hello::parse(&frame.body) else { return };
+        if let Some(incarnation) = node.incarnation {
+            self.note_life(peer, incarnation, node.boot_id.as_deref(), None, Some(token));
+        }
     }
 
     // ---- where it answers ----
@@ -459,6 +530,12 @@ impl Brain {
                     Some(Ok(descriptor)) if self.is_of_past_life(peer, &descriptor) => {
                         let error = OpenError::PastLife { name, at: self.config.metadata.clone() };
                         self.log(LogLevel::Warning, error.to_string());
+                    }
+                    Some(Ok(descriptor)) if self.is_of_another_life(peer, &descriptor) => {
+                        // Newer, or late: what the store has now tells.
+                        let state = self.peer_mut(peer);
+                        (state.stale, state.fetch_again) = (true, state.fetching.is_some());
+                        self.fetch(peer);
                     }
                     Some(Ok(descriptor)) => self.take_descriptor(peer, descriptor),
                     Some(Err(_)) | None => self.peer_mut(peer).stale = true,

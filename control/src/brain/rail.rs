@@ -38,7 +38,7 @@ pub(super) struct Rail {
     /// Our hello that is on its way, if any.
     pub(super) asked: Option<Token>,
     /// A reply to it that came while a job had the queue pairs.
-    pub(super) reply: Option<(OwnEnd, Result<Frame, String>)>,
+    pub(super) reply: Option<(Token, OwnEnd, Result<Frame, String>)>,
     /// Newest word of the peer about its end, by its life and count: older ones were long on their way.
     pub(super) heard: Option<(Incarnation, u64)>,
     /// Requests that wait for a job to end.

@@ -114,7 +114,9 @@ impl Brain {
         };
         if let Some(incarnation) = hello.extra.node.incarnation {
             let peer = self.rails[rail].peer;
-            if !self.note_life(peer, incarnation, hello.extra.node.boot_id.as_deref(), hello.local_gid.gid()) {
+            let (boot_id, gid) = (hello.extra.node.boot_id.as_deref(), hello.local_gid.gid());
+            if !self.note_life(peer, incarnation, boot_id, gid, None) {
+                self.ask_who_lives(rail);
                 return Err(rejection::ACK_STALE.to_owned());
             }
         }

@@ -29,6 +29,9 @@ const MAX_RAILS: usize = 16_384;
 const FULL_MESH: usize = 4;
 /// How long a peer may take to say that it is ready. Then, if we want the rail, we ask ourselves.
 const READY_WITHIN: Nanos = Nanos::from_secs(10);
+/// How long until it is asked whether it is, if we want the rail, and then again. Between moonrail nodes only: our reply may not
+/// have arrived, or be about queue pairs that the peer has given up, and it may wait for us in the same way.
+const READY_ASKED: Nanos = Nanos::from_secs(1);
 /// How long its half-made rail is kept if we do not want it ourselves. A peer that is not ready does not use it either.
 const READY_AT_ALL: Nanos = Nanos::from_secs(30);
 /// How long a core may take for a rail's trial: longer than a device retries a request. No answer at all, not even an error,
@@ -270,7 +273,7 @@ impl Brain {
                     Then::Acknowledge if acks => self.acknowledge(rail, &ours),
                     Then::Acknowledge | Then::Loop => self.promote(rail),
                 }
-                self.at(self.now.plus(READY_WITHIN), Timer::Rail(rail));
+                self.at(self.now.plus(READY_ASKED), Timer::Rail(rail));
             }
             (End::Connecting { then, .. }, outcome) => {
                 let (text, refusal) = match outcome {
@@ -361,14 +364,14 @@ impl Brain {
         }
         let result = result.map_err(|silence| silence.text());
         if self.rails[rail].is_busy() {
-            self.rails[rail].reply = Some((ours, result));
+            self.rails[rail].reply = Some((token, ours, result));
             return;
         }
-        self.judge_reply(rail, &ours, result);
+        self.judge_reply(rail, token, &ours, result);
         self.attempt(rail);
     }
 
-    fn judge_reply(&mut self, rail: usize, asked: &OwnEnd, result: Result<Frame, String>) {
+    fn judge_reply(&mut self, rail: usize, token: super::Token, asked: &OwnEnd, result: Result<Frame, String>) {
         let reply = result.and_then(|frame| {
             Hello::parse(&frame.body).map_err(|error| format!("the peer's reply cannot be read: {error}"))
         });
@@ -391,16 +394,19 @@ impl Brain {
         let step = initiator::judge(&reply, asked, &own_path, &state.peer_path, known, state.progress());
         match step {
             initiator::Step::Connect(theirs) => {
-                self.hear(rail, &reply);
-                if let Some(incarnation) = theirs.incarnation {
-                    self.note_life(peer, incarnation, theirs.boot_id.as_deref(), Some(theirs.gid));
+                if let Some(incarnation) = theirs.incarnation
+                    && !self.note_life(peer, incarnation, theirs.boot_id.as_deref(), Some(theirs.gid), Some(token))
+                {
+                    return self.abandon(rail, "the peer was restarted after it replied");
                 }
-                // It accepted fresh queue pairs for this pair of NICs, so it retired what it had before.
-                self.prove(rail);
+                self.hear(rail, &reply);
+                self.prove(rail, &theirs);
                 self.connect(rail, theirs, Then::Acknowledge);
             }
             initiator::Step::Acknowledge { acks } => {
-                self.prove(rail);
+                if let Some(theirs) = self.rails[rail].theirs().cloned() {
+                    self.prove(rail, &theirs);
+                }
                 if acks {
                     self.acknowledge(rail, asked);
                 } else {
@@ -464,8 +470,8 @@ impl Brain {
             if self.rails[rail].is_busy() {
                 return;
             }
-            if let Some((ours, result)) = self.rails[rail].reply.take() {
-                self.judge_reply(rail, &ours, result);
+            if let Some((token, ours, result)) = self.rails[rail].reply.take() {
+                self.judge_reply(rail, token, &ours, result);
                 continue;
             }
             if self.rails[rail].looking || self.rails[rail].is_ending() {
@@ -584,6 +590,7 @@ impl Brain {
         let key = RailKey { rail: self.rails[rail].id, life: self.rails[rail].lives };
         let (qps, admins): (Vec<_>, Vec<_>) = halves.into_iter().unzip();
         self.give_to_core(rail, key, qps);
+        let end = theirs.clone();
         let state = &mut self.rails[rail];
         state.lives += 1;
         state.retry_at = None;
@@ -602,9 +609,8 @@ impl Brain {
         };
         state.end = End::Whole(life);
         self.at(self.now.plus(TRIAL_WITHIN), Timer::Rail(rail));
-        // It made fresh queue pairs for this pair of NICs and said that they are ready: what it had before is retired.
         if !self.rails[rail].fabric.is_dialled() {
-            self.prove(rail);
+            self.prove(rail, &end);
         }
         self.note_return(rail);
     }
@@ -667,15 +673,21 @@ impl Brain {
     }
 
     pub(super) fn rail_due(&mut self, rail: usize) {
-        if let End::Half { since, .. } = &self.rails[rail].end {
+        if let End::Half { since, ours, theirs, .. } = &self.rails[rail].end {
             let (waited, since) = (self.now.since(*since), *since);
+            let (ours, moonrail) = (ours.clone(), theirs.is_moonrail());
             if waited >= READY_WITHIN && self.is_wanted(rail) {
                 let path = self.rails[rail].peer_path.clone();
                 self.abandon(rail, &format!("Timed out waiting for RDMA ready ACK for endpoint: {path}"));
             } else if waited >= READY_AT_ALL {
                 self.drop_end(rail);
             } else {
-                self.at(since.plus(if waited < READY_WITHIN { READY_WITHIN } else { READY_AT_ALL }), Timer::Rail(rail));
+                if moonrail && waited >= READY_ASKED && self.rails[rail].asked.is_none() && self.is_wanted(rail) {
+                    self.ask(rail, ours);
+                }
+                let next = if waited < READY_WITHIN { since.plus(READY_WITHIN) } else { since.plus(READY_AT_ALL) };
+                let again = self.now.plus(READY_ASKED);
+                self.at(if moonrail { next.min(again) } else { next }, Timer::Rail(rail));
             }
         }
         if let End::Whole(life) = &self.rails[rail].end

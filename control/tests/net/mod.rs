@@ -87,6 +87,8 @@ pub(crate) struct Net {
     pub(crate) full: Option<(usize, bool)>,
     pub(crate) kept: Vec<PostHalf>,
     pub(crate) adoptions: usize,
+    /// Nodes that are added run on this host, whatever their name says.
+    pub(crate) machine: Option<u8>,
     /// Puts of keys with this in them fail.
     pub(crate) refused: Option<&'static str>,
 }
@@ -112,6 +114,7 @@ impl Net {
             full: None,
             kept: Vec::new(),
             adoptions: 0,
+            machine: None,
             refused: None,
         }
     }
@@ -144,6 +147,7 @@ impl Net {
         more: Vec<Arc<DialledNic>>,
     ) -> usize {
         let name = format!("10.0.0.{host}:{port}");
+        let machine = self.machine.unwrap_or(host);
         let incarnation = Incarnation(self.random.draw());
         let inbox = Inbox::new(CoreId(0)).unwrap();
         let outbox = Outbox::new(Arc::new(Doorbell::new().unwrap()));
@@ -152,7 +156,7 @@ impl Net {
             let (nic, id) = self.world.nic(
                 &format!("host{host}-{}", self.nodes.len()),
                 &format!("sim{at}"),
-                crate::rig::gid(host, at),
+                crate::rig::gid(machine, at),
             );
             let (cq, handle) = nic.create_cq(4096).unwrap();
             queues.push((NicId(u16::from(at)), cq));
@@ -194,7 +198,7 @@ impl Net {
             metadata: "a map".into(),
             rpc: RpcMeta { ip_or_host_name: format!("10.0.0.{host}"), rpc_port: port },
             incarnation,
-            boot_id: Some(format!("boot-{host}")),
+            boot_id: Some(format!("boot-{machine}")),
             seed: self.random.draw(),
             epoch: SystemTime::UNIX_EPOCH,
             nics: brain_nics,

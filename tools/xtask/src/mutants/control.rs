@@ -16,6 +16,7 @@ const LIFE: &str = "control/src/brain/life.rs";
 const OWN: &str = "control/src/brain/own.rs";
 const PEER: &str = "control/src/brain/peer.rs";
 const RAIL: &str = "control/src/brain/rail.rs";
+const SERVER: &str = "control/src/brain/server.rs";
 const SHAKE: &str = "control/src/brain/shake.rs";
 const WAYS: &str = "control/src/brain/fabric.rs";
 
@@ -167,8 +168,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
             },
             Edit {
                 file: LIFE,
-                from: "for life in &mut self.rails[rail].old {\n            life.proof = true;",
-                to: "for life in &mut self.rails[rail].old {\n            life.proof |= !life.needs_fence;",
+                from: "life.proof |= same_process || same_boot || life.peer_gid == theirs.gid;",
+                to: "life.proof |= !life.needs_fence && (same_process || same_boot);",
             },
         ],
         catcher: SIMULATION.test("a_write_to_a_node_that_died_is_in_quarantine_until_its_successor_is_seen"),
@@ -204,6 +205,38 @@ pub(super) const MUTANTS: &[Mutant] = &[
         without: "a hello that was given up displaces no rail that was connected since",
         edits: &[Edit { file: SHAKE, from: "self.hear(rail, &reply);\n", to: "\n" }],
         catcher: SIMULATION.test("twins::twin_hello_that_arrives_when_it_was_given_up"),
+    },
+    Mutant {
+        name: "any-reply-is-proof",
+        without: "fresh queue pairs prove the fence only of the same process, or on the same host",
+        edits: &[Edit {
+            file: LIFE,
+            from: "life.proof |= same_process || same_boot || life.peer_gid == theirs.gid;",
+            to: "life.proof |= same_process || same_boot || life.peer_gid != theirs.gid || !life.proof;",
+        }],
+        catcher: BRAINS.test("fresh_queue_pairs_of_another_host_prove_nothing"),
+    },
+    Mutant {
+        name: "past-life-is-not-looked-into",
+        without: "a life that speaks although it counts as over is asked about",
+        edits: &[Edit { file: SERVER, from: "self.ask_who_lives(rail);", to: "" }],
+        catcher: BRAINS.test("a_late_word_of_a_life_before_is_found_out_by_asking"),
+    },
+    Mutant {
+        name: "older-descriptor-is-newer",
+        without: "a descriptor of another life counts only if it was asked for after the present one was heard of",
+        edits: &[Edit {
+            file: PEER,
+            from: "asked.is_none_or(|token| token.0 <= renewed)",
+            to: "asked.is_none() && renewed > 0",
+        }],
+        catcher: BRAINS.test("a_descriptor_that_was_asked_for_before_a_restart_is_asked_for_again"),
+    },
+    Mutant {
+        name: "half-made-rails-wait",
+        without: "whoever waits to hear that a rail is ready asks",
+        edits: &[Edit { file: SHAKE, from: "moonrail && waited >= READY_ASKED", to: "false && waited >= READY_ASKED" }],
+        catcher: BRAINS.test("a_rail_that_is_made_for_a_request_that_was_given_up_is_asked_about"),
     },
     Mutant {
         name: "port-down-is-not-told",
