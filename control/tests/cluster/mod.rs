@@ -330,6 +330,8 @@ impl Cluster {
         self.nodes[node].frozen = false;
         self.world.kill_node(&machine);
         self.world.freeze_node(&machine, false);
+        // Its queue pairs go with it, also those that a job had.
+        self.later.retain(|Reverse(later)| later.node != node || !matches!(later.what, Delivery::Job(_)));
     }
 
     /// Kills a node without a word, unless it is dead, and starts it again under its name.
