@@ -55,6 +55,38 @@ fn both_ends_opening_at_once_get_one_connection_per_pair() {
     }
 }
 
+/// A port's MTU that changes between two messages of a handshake: what was said counts, at both ends. Once it did not, and
+/// Soft-RoCE made wrong bytes of it.
+#[test]
+fn both_ends_use_one_path_mtu_whenever_it_changes() {
+    for (before, after) in [(Mtu::B4096, Mtu::B1024), (Mtu::B1024, Mtu::B4096)] {
+        for (at_peer, step) in (0..60).flat_map(|step| [(false, step), (true, step)]) {
+            let (mut net, a, b) = two_by_two(step);
+            net.weather.delay = Nanos(MS);
+            let changing = if at_peer { b } else { a };
+            let set = |net: &mut Net, mtu: Mtu| {
+                for at in 0..2 {
+                    net.world.set_mtu(net.nodes[changing].sim[usize::from(at)], mtu);
+                    net.event(changing, Event::Nic { nic: NicId(at), event: AsyncEvent::GidChange(PortNum(1)) });
+                }
+            };
+            set(&mut net, before);
+            net.run(Nanos::from_millis(5));
+            net.open(a, b);
+            net.run(Nanos(step * MS / 5));
+            set(&mut net, after);
+            net.check_whole(a, b, 4, Nanos::from_secs(5));
+            let theirs = net.rails(b);
+            for ours in net.rails(a) {
+                let other =
+                    theirs.iter().find(|rail| (&rail.local_nic, &rail.peer_nic) == (&ours.peer_nic, &ours.local_nic));
+                let other = other.expect("the same rails at both ends");
+                assert_eq!(ours.path_mtu, other.path_mtu, "{before} to {after} at step {step} of peer: {at_peer}");
+            }
+        }
+    }
+}
+
 #[test]
 fn lost_late_and_repeated_messages_delay_but_never_break() {
     for seed in 0..seeds(60) {

@@ -23,7 +23,7 @@ use super::peer::NoReply;
 use super::rail::{By, End, Inbound, Leave, Rail};
 use super::{Brain, Pending, Timer};
 use crate::config::{Eviction, LogLevel};
-use crate::handshake::{self, OwnEnd};
+use crate::handshake;
 use crate::wire::{Frame, Hello, MessageType};
 
 /// A rail that was used less than this long ago is in use.
@@ -206,7 +206,7 @@ impl Brain {
         let state = &mut self.rails[rail];
         let End::Whole(life) = &mut state.end else { return };
         life.leave = Leave::Peer { since, tries, again: None };
-        let mut hello = handshake::hello(&nic, &state.peer_path, &OwnEnd::default(), &node, false);
+        let mut hello = handshake::hello(&nic, &state.peer_path, None, &node, false);
         hello.extra.fence_qpns.clone_from(&life.ours.qpns);
         hello.extra.if_idle = true;
         let (peer, life) = (state.peer, life.key.life);

@@ -372,8 +372,8 @@ impl Brain {
     }
 
     fn adopt_dialled(&mut self, rail: usize, theirs: PeerEnd, halves: Vec<(ConnectedQp, AdminHalf)>) {
-        let ours = OwnEnd { qpns: halves.iter().map(|(qp, _)| qp.qpn()).collect(), psns: Vec::new() };
         let mtu = self.config.rails.mtu_max;
+        let ours = OwnEnd { qpns: halves.iter().map(|(qp, _)| qp.qpn()).collect(), psns: Vec::new(), mtu };
         self.adopt(rail, ours, theirs, mtu, halves);
     }
 

@@ -18,7 +18,7 @@ use super::event::Action;
 use super::peer::NoReply;
 use super::rail::{End, Inbound, OldLife};
 use super::{Brain, Pending, Timer};
-use crate::handshake::{self, OwnEnd};
+use crate::handshake;
 use crate::repair::LONGEST_WAIT;
 use crate::wire::{Frame, Hello, MessageType};
 
@@ -51,7 +51,7 @@ impl Brain {
         let (life_number, qpns) = (life.key.life, life.qpns.clone());
         let state = &self.rails[rail];
         let nic = self.own_nic(state.nic);
-        let mut hello = handshake::hello(&nic, &state.peer_path, &OwnEnd::default(), &self.own_extra(), false);
+        let mut hello = handshake::hello(&nic, &state.peer_path, None, &self.own_extra(), false);
         hello.extra.fence_qpns = qpns;
         let peer = state.peer;
         self.rails[rail].fence.on_its_way = true;

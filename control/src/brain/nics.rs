@@ -2,7 +2,7 @@
 //! anew (its GID may have moved) and its rails are connected without waiting for their back-off.
 
 use moonrail_datapath::nic::{AsyncEvent, Fabric, Offer, PortState};
-use moonrail_datapath::units::{CoreId, Nanos, NicId};
+use moonrail_datapath::units::{CoreId, Mtu, Nanos, NicId};
 
 use super::rail::End;
 use super::{Brain, BrainNic, Pending, Timer};
@@ -87,8 +87,12 @@ impl Brain {
             gid: state.facts.gid,
             kind: state.facts.kind,
             lid: state.facts.lid,
-            mtu: state.facts.active_mtu.min(self.config.rails.mtu_max),
         }
+    }
+
+    /// Largest path MTU that one of our NICs can use now: its active one, or less where the user said so.
+    pub(super) fn own_mtu(&self, nic: NicId) -> Mtu {
+        self.nics[usize::from(nic.0)].facts.active_mtu.min(self.config.rails.mtu_max)
     }
 
     /// The line operators look for.

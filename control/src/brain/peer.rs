@@ -14,7 +14,7 @@ use crate::config::LogLevel;
 use crate::error::{ControlError, DialError, NotifyError, OpenError};
 use crate::fabric::FabricPolicy;
 use crate::handle::{Charge, RemoteSegment};
-use crate::handshake::{self, OwnEnd};
+use crate::handshake;
 use crate::metadata::keys::segment_name;
 use crate::metadata::{Protocol, RpcMeta, SegmentDescriptor, StoreError, peer as p2p};
 use crate::wire::{Frame, GidText, Hello, HelloExtra, Incarnation, MessageType};
@@ -421,7 +421,7 @@ impl Brain {
         }
         *asked = Some(now);
         let (nic, path) = (self.own_nic(self.rails[rail].nic), self.rails[rail].peer_path.clone());
-        let mut hello = handshake::hello(&nic, &path, &OwnEnd::default(), &self.own_extra(), false);
+        let mut hello = handshake::hello(&nic, &path, None, &self.own_extra(), false);
         // Nobody's number: the answer says who gives it.
         hello.extra.fence_qpns = vec![Qpn::default()];
         let token = self.token(Pending::Who(peer));

@@ -232,14 +232,14 @@ impl Brain {
                 let qpns: Vec<Qpn> = qps.iter().map(moonrail_datapath::nic::Qp::qpn).collect();
                 let psns =
                     qpns.iter().map(|_| SqPsn::new(self.random.draw() as u32 & 0x00ff_ffff).unwrap_or(SqPsn::STOCK));
-                let ours = OwnEnd { psns: psns.collect(), qpns };
+                let ours = OwnEnd { psns: psns.collect(), qpns, mtu: self.own_mtu(self.rails[rail].nic) };
                 self.rails[rail].end = End::Asking { qps, ours: ours.clone() };
                 let own_path = self.own_nic(self.rails[rail].nic).path;
                 match for_peer.map(|boxed| *boxed) {
                     Some((inbound, theirs)) => self.connect(rail, theirs, Then::Answer(Box::new(inbound))),
                     None if own_path == self.rails[rail].peer_path => {
                         let nic = self.own_nic(self.rails[rail].nic);
-                        let mirror = handshake::hello(&nic, &nic.path, &ours, &self.own_extra(), false);
+                        let mirror = handshake::hello(&nic, &nic.path, Some(&ours), &self.own_extra(), false);
                         match handshake::peer_end(&mirror, None) {
                             Ok(theirs) => self.connect(rail, theirs, Then::Loop),
                             Err(text) => self.abandon(rail, &text),
@@ -304,7 +304,8 @@ impl Brain {
     fn our_hello(&mut self, rail: usize, ours: &OwnEnd, ready: bool) -> Hello {
         self.tokens += 1;
         let state = &self.rails[rail];
-        let mut hello = handshake::hello(&self.own_nic(state.nic), &state.peer_path, ours, &self.own_extra(), ready);
+        let mut hello =
+            handshake::hello(&self.own_nic(state.nic), &state.peer_path, Some(ours), &self.own_extra(), ready);
         hello.extra.serial = Some(self.tokens);
         hello
     }

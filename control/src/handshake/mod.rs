@@ -25,17 +25,19 @@ pub struct OwnNic {
     pub kind: GidKind,
     /// Its LID.
     pub lid: Lid,
-    /// Largest path MTU it can use: its active one, or less where the user said so.
-    pub mtu: Mtu,
 }
 
 /// Our queue pairs of one life.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OwnEnd {
     /// In pairing order.
     pub qpns: Vec<Qpn>,
     /// What each sends first, towards a peer that says the same of its own.
     pub psns: Vec<SqPsn>,
+    /// Largest path MTU the NIC could use when they were made. Every hello that names them says this one, and both ends
+    /// connect with the smaller of what was said, even if a port has another by then: queue pairs whose ends differ can
+    /// bring wrong bytes and call that success (Soft-RoCE, docs/testing.md).
+    pub mtu: Mtu,
 }
 
 /// The other end, as its hello presented it.
@@ -79,21 +81,21 @@ pub enum Progress<'a> {
     Whole(&'a OwnEnd, &'a PeerEnd),
 }
 
-/// A hello of ours: request, reply or (`ready`) acknowledgement.
-pub fn hello(nic: &OwnNic, peer_path: &str, end: &OwnEnd, node: &NodeExtra, ready: bool) -> Hello {
+/// A hello of ours: request, reply or (`ready`) acknowledgement. Without an end it connects nothing: a question.
+pub fn hello(nic: &OwnNic, peer_path: &str, end: Option<&OwnEnd>, node: &NodeExtra, ready: bool) -> Hello {
     Hello {
         local_nic_path: nic.path.clone(),
         peer_nic_path: peer_path.to_owned(),
         local_gid: GidText::Valid(nic.gid),
         local_lid: nic.lid,
-        qp_num: end.qpns.clone(),
+        qp_num: end.map(|end| end.qpns.clone()).unwrap_or_default(),
         ready_ack: Some(ready),
         reply_msg: String::new(),
         payload: String::new(),
         extra: HelloExtra {
             node: node.clone(),
-            path_mtu: Some(nic.mtu),
-            sq_psn: end.psns.clone(),
+            path_mtu: end.map(|end| end.mtu),
+            sq_psn: end.map(|end| end.psns.clone()).unwrap_or_default(),
             ..HelloExtra::default()
         },
     }
@@ -147,8 +149,8 @@ pub fn plan(
         Pairing { dest: *dest, rq_psn, sq_psn }
     });
     let path_mtu = match theirs.mtu {
-        Some(theirs) => theirs.min(nic.mtu),
-        None => mtu.unwrap_or(nic.mtu).min(nic.mtu),
+        Some(theirs) => theirs.min(ours.mtu),
+        None => mtu.unwrap_or(ours.mtu).min(ours.mtu),
     };
     Ok(Plan {
         pairs: pairs.collect(),

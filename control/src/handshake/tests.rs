@@ -19,18 +19,20 @@ fn gid(last: u8) -> Gid {
 }
 
 fn nic() -> OwnNic {
-    OwnNic { path: OWN.into(), gid: gid(1), kind: GidKind::RoceV2, lid: Lid(0), mtu: Mtu::B4096 }
+    OwnNic { path: OWN.into(), gid: gid(1), kind: GidKind::RoceV2, lid: Lid(0) }
 }
 
 fn end(numbers: &[u32]) -> OwnEnd {
-    OwnEnd { qpns: qpns(numbers), psns: numbers.iter().map(|n| SqPsn::new(n + 1000).unwrap()).collect() }
+    let psns = numbers.iter().map(|n| SqPsn::new(n + 1000).unwrap()).collect();
+    OwnEnd { qpns: qpns(numbers), psns, mtu: Mtu::B4096 }
 }
 
 /// What B sends to A.
 fn from_peer(numbers: &[u32], incarnation: Option<u64>) -> Hello {
     let node = NodeExtra { incarnation: incarnation.map(Incarnation), ..NodeExtra::default() };
-    let nic = OwnNic { path: PEER.into(), gid: gid(2), mtu: Mtu::B1024, ..nic() };
-    let mut hello = hello(&nic, OWN, &end(numbers), &node, false);
+    let nic = OwnNic { path: PEER.into(), gid: gid(2), ..nic() };
+    let end = OwnEnd { mtu: Mtu::B1024, ..end(numbers) };
+    let mut hello = hello(&nic, OWN, Some(&end), &node, false);
     if incarnation.is_none() {
         hello.extra = HelloExtra::default();
     }
@@ -128,9 +130,11 @@ fn both_ends_plan_the_same_path() {
     assert_eq!(plan_a.path_mtu, Mtu::B1024, "the smaller of the two");
     assert_eq!(plan_a.pairs[1].sq_psn.get(), 1002);
     assert_eq!(plan_a.pairs[1].rq_psn, RqPsn::from_peer(SqPsn::new(1012).unwrap()));
-    let own = hello(&nic(), PEER, &a, &NodeExtra { incarnation: Some(Incarnation(1)), ..NodeExtra::default() }, false);
-    let peer_nic = OwnNic { path: PEER.into(), gid: gid(2), mtu: Mtu::B1024, ..nic() };
-    let plan_b = plan(&peer_nic, &end(&[11, 12]), &peer_end(&own, None).unwrap(), None, &options).unwrap();
+    let node = NodeExtra { incarnation: Some(Incarnation(1)), ..NodeExtra::default() };
+    let own = hello(&nic(), PEER, Some(&a), &node, false);
+    let peer_nic = OwnNic { path: PEER.into(), gid: gid(2), ..nic() };
+    let peers_end = OwnEnd { mtu: Mtu::B1024, ..end(&[11, 12]) };
+    let plan_b = plan(&peer_nic, &peers_end, &peer_end(&own, None).unwrap(), None, &options).unwrap();
     assert_eq!(plan_b.path_mtu, plan_a.path_mtu);
     assert_eq!(plan_b.pairs[1].rq_psn, RqPsn::from_peer(plan_a.pairs[1].sq_psn));
     assert_eq!(plan_a.pairs[1].rq_psn, RqPsn::from_peer(plan_b.pairs[1].sq_psn));

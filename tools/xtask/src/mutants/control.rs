@@ -54,6 +54,16 @@ pub(super) const MUTANTS: &[Mutant] = &[
         catcher: UNIT.test("handshake::tests::the_same_numbers_in_another_incarnation_are_other_queue_pairs"),
     },
     Mutant {
+        name: "mtu-of-the-moment",
+        without: "every hello about a pair of queue pairs says the path MTU that the first one said",
+        edits: &[Edit {
+            file: SHAKE,
+            from: "&state.peer_path, Some(ours), &self.own_extra(), ready)",
+            to: "&state.peer_path, Some(&OwnEnd { mtu: self.own_mtu(state.nic), ..ours.clone() }), &self.own_extra(), ready)",
+        }],
+        catcher: BRAINS.test("both_ends_use_one_path_mtu_whenever_it_changes"),
+    },
+    Mutant {
         name: "refusal-is-overlooked",
         without: "a refusal comes before whatever else a reply says",
         edits: &[Edit {
