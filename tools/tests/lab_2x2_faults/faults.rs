@@ -48,6 +48,12 @@ enum Act {
     Etcd(&'static str),
 }
 
+/// What is lost is so from the first thing on that was done, and back after the last.
+struct Acted {
+    first: Moment,
+    last: Moment,
+}
+
 struct Fault {
     name: &'static str,
     lost: Lost,
@@ -134,8 +140,10 @@ const FAULTS: [Fault; 12] = [
     Fault {
         name: "path MTU 1024 on one side",
         lost: Lost::Nic,
-        down: &[Act::Order("ip link set eth1 mtu 1500")],
-        up: &[Act::Order("ip link set eth1 mtu 4200")],
+        // With the link down meanwhile, as most drivers do it. Under connected queue pairs Soft-RoCE calls READs success that it
+        // has cut short (`a_read_cut_short_by_its_responders_device_is_called_success`).
+        down: &[Act::Order("ip link set eth1 down"), Act::Order("ip link set eth1 mtu 1500 up")],
+        up: &[Act::Order("ip link set eth1 down"), Act::Order("ip link set eth1 mtu 4200 up")],
         away: (3.0, 30.0),
         times: 1,
         gap_aim: MILLIS_1500,
@@ -193,15 +201,10 @@ const FAULTS: [Fault; 12] = [
     },
 ];
 
-/// What every change is tried with. The others take longer, or (MTU) meet what the emulated device itself does wrong: in the
-/// long run, or by name in MOONRAIL_FAULT.
-const USUAL: &str = "none,link down,loses everything,address deleted,the peer killed";
-
 #[test]
 fn faults_under_verified_traffic() {
     let long = setting("MOONRAIL_FAULT_SECONDS", 0);
-    let usual = if long == 0 { USUAL } else { "" };
-    let only = std::env::var("MOONRAIL_FAULT").unwrap_or_else(|_| usual.to_owned());
+    let only = std::env::var("MOONRAIL_FAULT").unwrap_or_default();
     on_stage("faults", Stage::with_etcd, |scene| {
         let rows: Vec<Row> = FAULTS
             .iter()
@@ -335,10 +338,10 @@ impl<'a> Scene<'a> {
         let mut gap = Duration::ZERO;
         let mut back = Duration::ZERO;
         for time in 1.. {
-            let injected = self.act(fault.down);
+            let injected = self.act(fault.down).first;
             std::thread::sleep(away);
             gap = gap.max(watch.gap(&left, injected.began, Instant::now()));
-            let returned = self.act(fault.up);
+            let returned = self.act(fault.up).last;
             let over = if long == 0 { time >= fault.times } else { fault.times == 1 || started.elapsed() >= whole };
             if !over {
                 std::thread::sleep(away);
@@ -378,18 +381,19 @@ impl<'a> Scene<'a> {
         row
     }
 
-    fn act(&mut self, acts: &[Act]) -> Moment {
+    fn act(&mut self, acts: &[Act]) -> Acted {
         let now = Instant::now();
-        let mut moment = Moment { began: now, ended: now };
+        let mut moments = Vec::new();
         for act in acts {
-            moment = match act {
+            moments.push(match act {
                 Act::Order("serve") => self.orders.give(&self.serves),
                 Act::Order(order) => self.orders.give(order),
                 Act::Machine(what) => machine(what),
                 Act::Etcd(what) => self.etcd(what),
-            };
+            });
         }
-        moment
+        let nothing = Moment { began: now, ended: now };
+        Acted { first: *moments.first().unwrap_or(&nothing), last: *moments.last().unwrap_or(&nothing) }
     }
 
     fn etcd(&mut self, what: &str) -> Moment {
@@ -432,7 +436,9 @@ fn rails_but(lost: Lost) -> Vec<Rail> {
 
 /// Asks the host for something that node 1 cannot do to itself. Without a process: starting one takes too long.
 fn machine(what: &str) -> Moment {
-    let request = Path::new("/lab/shared/.control").join(format!("{what}-1"));
+    let folder = Path::new("/lab/shared/.control");
+    std::fs::create_dir_all(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let request = folder.join(format!("{what}-1"));
     let began = Instant::now();
     std::fs::write(&request, "").unwrap_or_else(|e| panic!("{}: {e}", request.display()));
     wait_for(what, || (!request.exists()).then_some(()));
