@@ -44,6 +44,8 @@ pub struct MtuTrial {
     /// Every value was tried without success.
     exhausted: bool,
     known: bool,
+    /// Bytes and slices that the rail had carried when the present one was taken.
+    from: (u64, u64),
 }
 
 impl MtuTrial {
@@ -57,12 +59,21 @@ impl MtuTrial {
         self.known = true;
     }
 
-    /// The present one (`used`) may be what failed; returns the next to try. Nothing when one is known to work, or all
-    /// were tried: then it is not the MTU.
-    pub fn suspect(&mut self, used: Mtu) -> Option<Mtu> {
+    /// What the rail has carried so far, in bytes and slices. Were the peer's MTU smaller than `used`, it would be half of it or
+    /// less, and no longer slice would have come back: if they were longer on average, one was.
+    fn carried(&mut self, used: Mtu, bytes: u64, slices: u64) {
+        let (bytes, slices) = (bytes.saturating_sub(self.from.0), slices.saturating_sub(self.from.1));
+        self.known |= bytes > slices.saturating_mul(u64::from(used.bytes() / 2));
+    }
+
+    /// The present one (`used`) may be what failed, after so many bytes and slices; returns the next to try. Nothing when one
+    /// is known to work, or all were tried: then it is not the MTU.
+    pub fn suspect(&mut self, used: Mtu, bytes: u64, slices: u64) -> Option<Mtu> {
+        self.carried(used, bytes, slices);
         if self.known || self.exhausted {
             return None;
         }
+        self.from = (bytes, slices);
         self.current = used.step_down();
         self.exhausted = self.current.is_none();
         self.current
@@ -87,13 +98,26 @@ mod tests {
     #[test]
     fn each_smaller_mtu_is_tried_once_and_the_working_one_kept() {
         let mut trial = MtuTrial::default();
-        assert_eq!(trial.suspect(Mtu::B1024), Some(Mtu::B512));
-        assert_eq!(trial.suspect(Mtu::B512), Some(Mtu::B256));
-        assert_eq!(trial.suspect(Mtu::B256), None);
-        assert_eq!((trial.suspect(Mtu::B1024), trial.current()), (None, None), "back to our own, for good");
+        assert_eq!(trial.suspect(Mtu::B1024, 0, 0), Some(Mtu::B512));
+        assert_eq!(trial.suspect(Mtu::B512, 0, 0), Some(Mtu::B256));
+        assert_eq!(trial.suspect(Mtu::B256, 0, 0), None);
+        assert_eq!((trial.suspect(Mtu::B1024, 0, 0), trial.current()), (None, None), "back to our own, for good");
         let mut trial = MtuTrial::default();
-        assert_eq!(trial.suspect(Mtu::B4096), Some(Mtu::B2048));
+        assert_eq!(trial.suspect(Mtu::B4096, 0, 0), Some(Mtu::B2048));
         trial.works();
-        assert_eq!((trial.suspect(Mtu::B2048), trial.current()), (None, Some(Mtu::B2048)));
+        assert_eq!((trial.suspect(Mtu::B2048, 0, 0), trial.current()), (None, Some(Mtu::B2048)));
+    }
+
+    #[test]
+    fn an_mtu_that_carried_more_than_the_smaller_ones_could_is_not_suspected() {
+        let mut trial = MtuTrial::default();
+        // Of two slices one was longer than 2048 bytes: the peer's MTU is not 2048, nor less.
+        assert_eq!(trial.suspect(Mtu::B4096, 4097, 2), None);
+        let mut trial = MtuTrial::default();
+        assert_eq!(trial.suspect(Mtu::B4096, 4096, 2), Some(Mtu::B2048), "both may have been of 2048 bytes");
+        // What was carried before says nothing about the next.
+        assert_eq!(trial.suspect(Mtu::B2048, 4096 + 10, 3), Some(Mtu::B1024));
+        assert_eq!(trial.suspect(Mtu::B1024, 4096 + 10 + 600, 4), None);
+        assert_eq!(trial.current(), Some(Mtu::B1024));
     }
 }

@@ -105,7 +105,7 @@ impl Brain {
         if unsure
             && !moonrail
             && state.fabric == Fabric::Rdma
-            && let Some(next) = state.mtu.suspect(mtu)
+            && let Some(next) = state.mtu.suspect(mtu, state.counters.bytes.get(), state.counters.slices.get())
         {
             note = format!("; path MTU {mtu} may not be the peer's, trying {next} (set MC_MTU alike on both ends)");
             decision = format!("connected anew with path MTU {next} in place of {mtu}");
