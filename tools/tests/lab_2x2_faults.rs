@@ -16,7 +16,5 @@ mod hands;
 mod late;
 #[path = "lab_2x2_faults/table.rs"]
 mod table;
-#[path = "lab_2x2_faults/traffic.rs"]
-mod traffic;
 #[path = "lab_2x2_faults/watch.rs"]
 mod watch;

@@ -13,9 +13,9 @@ use moonrail::{Engine, EngineBuilder, Fabric, Level, Segment};
 use super::hands::{Moment, Orders, obey};
 use super::lab_support::altered::Altered;
 use super::lab_support::process::{Process, etcd, etcd_again};
+use super::lab_support::traffic::{PEER_BYTES, Traffic};
 use super::lab_support::{Lab, setting, wait_for};
 use super::table::{self, Measured, Row};
-use super::traffic::{PEER_BYTES, Traffic};
 use super::watch::{Rail, Watch};
 
 /// On this machine, shared and emulated, a measured time may be far from its aim; further is a fault of ours.
@@ -328,7 +328,7 @@ impl<'a> Scene<'a> {
         };
         let away = Duration::from_secs_f64(away);
         let watch = Watch::start(Arc::clone(&self.engine));
-        let traffic = Traffic::start(&self.engine, &self.peer);
+        let traffic = Traffic::start(&self.engine, &self.peer, 0);
         let started = Instant::now();
         let (rails, left) = (rails_but(Lost::Nothing), rails_but(fault.lost));
         wait_for("all four rails to carry slices", || watch.all_after(&rails, started));

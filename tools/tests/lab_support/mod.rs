@@ -9,6 +9,7 @@ pub(crate) mod altered;
 pub(crate) mod clock;
 pub(crate) mod process;
 pub(crate) mod rdma;
+pub(crate) mod traffic;
 
 use std::cell::Cell;
 use std::fs;
@@ -56,7 +57,7 @@ impl Lab {
         }
     }
 
-    /// Leaves `text` under `name` for the other nodes. Each name once.
+    /// Leaves `text` under `name` for the other nodes. What was there under it is replaced.
     pub(crate) fn tell(&self, name: &str, text: &str) {
         let (hidden, shown) = (self.dir.join(format!(".{name}.{}", self.node)), self.path(name, self.node));
         fs::write(&hidden, text).and_then(|()| fs::rename(&hidden, &shown)).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -79,6 +80,12 @@ impl Lab {
             assert!(Instant::now() < until, "node {node} left no {name} within {limit:?}");
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Whether `node` has left something under `name`. Panics if it failed.
+    pub(crate) fn has(&self, name: &str, node: u32) -> bool {
+        assert!(!self.path("failed", node).exists(), "gave up: node {node} failed in this test");
+        self.path(name, node).exists()
     }
 
     /// Between two nodes: leaves `text`, and waits for the other's.

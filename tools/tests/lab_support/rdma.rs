@@ -1,4 +1,4 @@
-//! What the devices themselves count: bytes of a net device, packets of a queue pair.
+//! What the devices themselves count: bytes of a net device, packets of a queue pair, what processes have of them.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +14,38 @@ pub(crate) fn netdev_bytes(nic: u32) -> u64 {
             text.trim().parse::<u64>().unwrap_or_else(|e| panic!("{path}: {e}"))
         })
         .sum()
+}
+
+/// What all processes of this node have of its devices, by the kernel's own count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Resources {
+    pub(crate) pd: i64,
+    pub(crate) cq: i64,
+    pub(crate) qp: i64,
+    /// Of those, this process's that are ready to send.
+    pub(crate) ready: i64,
+    pub(crate) mr: i64,
+}
+
+impl Resources {
+    /// As [`Resources::text`] has it, or `rdma resource show`, whose lines (one a device) are added up.
+    pub(crate) fn parse(text: &str) -> Self {
+        let sum = |what: &str| -> i64 {
+            let words: Vec<&str> = text.split_whitespace().collect();
+            words.windows(2).filter(|pair| pair[0] == what).filter_map(|pair| pair[1].parse::<i64>().ok()).sum()
+        };
+        Self { pd: sum("pd"), cq: sum("cq"), qp: sum("qp"), ready: sum("ready"), mr: sum("mr") }
+    }
+
+    pub(crate) fn text(&self) -> String {
+        format!("pd {} cq {} mr {} qp {} ready {}", self.pd, self.cq, self.mr, self.qp, self.ready)
+    }
+}
+
+/// What there is now.
+pub(crate) fn resources() -> Resources {
+    let ready = queue_pairs().len() as i64;
+    Resources { ready, ..Resources::parse(&super::run("rdma", &["resource", "show"])) }
 }
 
 /// One connected queue pair of this process, as the kernel tells.

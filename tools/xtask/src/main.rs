@@ -38,7 +38,7 @@ enum Activity {
     },
     /// Run what takes hours, at its full counts, and write what was seen into docs/soak.md; all parts or only the named ones
     Soak {
-        /// Parts to run, in the order seeds, faults, late, mix
+        /// Parts to run, in the order seeds, faults, late, mix, cycles
         #[arg(value_enum)]
         parts: Vec<soak::Part>,
     },

@@ -147,7 +147,7 @@ fn interop(targets: &[TestTarget], clock: &Clock) -> Result<()> {
 
 /// Whether a lab test has a stock engine at the other end: it belongs to that part.
 fn is_interop(target: &TestTarget) -> bool {
-    target.name.ends_with("_interop")
+    target.name.contains("_interop")
 }
 
 fn cargo_test(clock: &Clock) -> Result<Bounded> {

@@ -31,6 +31,8 @@ pub(crate) enum Part {
     Late,
     /// Faults at random for 10 minutes, and other mixes
     Mix,
+    /// 10,000 rails connected, evicted and connected again
+    Cycles,
 }
 
 /// Seeds of the simulation.
@@ -39,6 +41,8 @@ const SEEDS: &str = "100000";
 const FAULT_RUNS: u32 = 3;
 /// The binary that has the faults and the late packets.
 const FAULTS: &str = "lab_2x2_faults";
+/// The one with the cycles.
+const LIVES: &str = "lab_2x2_lives";
 const BUILD: Duration = Duration::from_secs(30 * 60);
 
 impl Part {
@@ -49,6 +53,7 @@ impl Part {
             Self::Faults => "Faults under verified traffic, 60 s each",
             Self::Late => "2,000 cancels on a slow path",
             Self::Mix => "Ten-minute mixes",
+            Self::Cycles => "10,000 rails connected, evicted and connected again",
         }
     }
 
@@ -59,18 +64,32 @@ impl Part {
             Self::Faults => 40,
             Self::Late => 90,
             Self::Mix => 30,
+            Self::Cycles => 120,
         };
         Duration::from_secs(60 * minutes)
     }
 
-    fn settings(self) -> Vec<(String, String)> {
-        let (name, value) = match self {
-            Self::Seeds => return Vec::new(),
+    /// Its count, by the variable that the tests read.
+    fn count(self) -> Option<(&'static str, &'static str)> {
+        Some(match self {
+            Self::Seeds => return None,
             Self::Faults => ("MOONRAIL_FAULT_SECONDS", "60"),
             Self::Late => ("MOONRAIL_CANCELS", "2000"),
             Self::Mix => ("MOONRAIL_MIX_SECONDS", "600"),
-        };
-        vec![(name.to_owned(), value.to_owned())]
+            Self::Cycles => ("MOONRAIL_CYCLES", "10000"),
+        })
+    }
+
+    /// What is set for its tests, if the caller has not set the same: then the page says so.
+    fn settings(self) -> Vec<(String, String)> {
+        let usual = self.count().filter(|(name, _)| std::env::var_os(name).is_none());
+        usual.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
+    fn another_count(self) -> Option<String> {
+        let (name, full) = self.count()?;
+        let value = std::env::var(name).ok()?;
+        (value != full).then(|| format!("With {name}={value} in place of {full}.\n\n"))
     }
 
     fn filter(self) -> &'static str {
@@ -79,6 +98,7 @@ impl Part {
             Self::Faults => "faults::faults",
             Self::Late => "late::",
             Self::Mix => "mix",
+            Self::Cycles => "cycles::",
         }
     }
 
@@ -99,6 +119,7 @@ pub(crate) fn run(named: &[Part]) -> Result<()> {
             Ok(text) => (text, true),
             Err(e) => (format!("```text\n{e}\n```\n"), false),
         };
+        let text = part.another_count().unwrap_or_default() + &text;
         println!("{text}");
         page::write(part, &text, passed, began.elapsed())?;
         println!("--- {} {} in {}", part.name(), if passed { "passed" } else { "FAILED" }, minutes(began.elapsed()));
@@ -128,6 +149,7 @@ fn run_part(part: Part) -> Result<String> {
             let with_mix = |target: &TestTarget| target.name == FAULTS || target.name.ends_with("_mix");
             Ok(summary::plain(&in_the_lab(part, 1, with_mix)?))
         }
+        Part::Cycles => Ok(summary::plain(&in_the_lab(part, 1, |target| target.name == LIVES)?)),
     }
 }
 
@@ -150,7 +172,8 @@ fn in_the_lab(part: Part, runs: u32, wanted: impl Fn(&TestTarget) -> bool) -> Re
     for run in 1..=runs {
         for target in &targets {
             println!("run {run} of {runs}: {}", target.name);
-            let mut filter = if target.name == FAULTS { vec![part.filter().to_owned()] } else { Vec::new() };
+            let of_several = target.name == FAULTS || target.name == LIVES;
+            let mut filter = if of_several { vec![part.filter().to_owned()] } else { Vec::new() };
             filter.push("--include-ignored".to_owned());
             let plan = LabRun { limit: clock.left().min(part.limit()), filter, env: part.settings() };
             rows.extend(results(&one_in_the_lab(target, &built, &plan)?.logs));

@@ -29,7 +29,7 @@ const LANES: [Shape; 3] = [
 /// Memory of one lane at the peer. Locally it has twice that: what it writes, and where it reads.
 const ROOM: u64 = 1 << 20;
 
-/// What the peer has to offer.
+/// What the peer has to offer to each that moves bytes to it.
 pub(crate) const PEER_BYTES: u64 = ROOM * LANES.len() as u64;
 
 /// What all lanes did together.
@@ -48,12 +48,13 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    pub(crate) fn start(engine: &Arc<Engine>, peer: &Segment) -> Self {
+    /// From `at` on in the peer's first buffer.
+    pub(crate) fn start(engine: &Arc<Engine>, peer: &Segment, at: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let lanes = (0..).zip(LANES).map(|(index, shape)| {
             let region = engine.allocate(2 * ROOM as usize, "*").unwrap_or_else(|e| panic!("{e}"));
             let (engine, peer, stop) = (Arc::clone(engine), peer.clone(), Arc::clone(&stop));
-            let mut lane = Lane { engine, peer, region, shape, at: index * ROOM, done: Done::default() };
+            let mut lane = Lane { engine, peer, region, shape, at: at + index * ROOM, done: Done::default() };
             std::thread::spawn(move || {
                 for round in 1.. {
                     if stop.load(Ordering::Relaxed) {
