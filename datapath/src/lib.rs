@@ -35,3 +35,7 @@ pub mod work;
 pub mod core;
 
 pub mod nic;
+
+#[cfg(test)]
+#[path = "../tests/explore/mod.rs"]
+mod explore;

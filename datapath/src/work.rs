@@ -395,6 +395,30 @@ impl Work {
         self.keyless.fetch_and(!(1 << core.0), Ordering::Relaxed);
     }
 
+    /// Slices that nobody has claimed yet.
+    #[cfg(test)]
+    pub(crate) fn unclaimed(&self) -> u32 {
+        (self.slices.len() as u64).saturating_sub(self.claimed.load(Ordering::Relaxed)) as u32
+    }
+
+    /// Whether a slice lies in the return map.
+    #[cfg(test)]
+    pub(crate) fn is_returned(&self, slice: u32) -> bool {
+        self.returned[slice as usize / 64].load(Ordering::Relaxed) & 1 << (slice % 64) != 0
+    }
+
+    /// Retries it has spent.
+    #[cfg(test)]
+    pub(crate) fn failures_of(&self, slice: u32) -> u8 {
+        self.failures[slice as usize].load(Ordering::Relaxed)
+    }
+
+    /// What has not been settled.
+    #[cfg(test)]
+    pub(crate) fn remaining_now(&self) -> u32 {
+        self.remaining.load(Ordering::Relaxed)
+    }
+
     /// Counts a failure that was the slice's own; returns whether it may be tried again.
     pub(crate) fn may_retry(&self, slice: u32) -> bool {
         let failures = self.failures[slice as usize].fetch_add(1, Ordering::Relaxed).saturating_add(1);

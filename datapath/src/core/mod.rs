@@ -13,6 +13,8 @@
 
 pub mod counters;
 mod credit;
+#[cfg(test)]
+mod explored;
 mod fault;
 pub(crate) mod inflight;
 mod intake;

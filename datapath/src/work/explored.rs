@@ -10,11 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::tests::work;
 use super::{Completion, Work, WorkParts};
 use crate::error::{Cause, SliceError};
-
-#[path = "../../tests/explore/mod.rs"]
-mod explore;
-
-use explore::{World, explore};
+use crate::explore::{World, explore};
 
 const ERROR: SliceError = SliceError::of(Cause::Cancelled);
 

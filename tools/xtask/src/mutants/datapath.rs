@@ -255,4 +255,73 @@ pub(super) const MUTANTS: &[Mutant] = &[
         }],
         catcher: REFUSALS.test("a_slice_that_every_rail_flushes_ends_after_its_postings"),
     },
+    Mutant {
+        name: "drains-for-ever",
+        without: "a queue pair that does not drain goes back to be destroyed",
+        edits: &[Edit {
+            file: WATCH,
+            from: "} else if now.since(since) > DRAIN_LIMIT {",
+            to: "} else if now.since(since) > Nanos::FAR {",
+        }],
+        catcher: UNIT.test("core::explored::queue_pairs_of_a_rail_live_and_end_in_every_order"),
+    },
+    Mutant {
+        name: "given-back-before-the-hold",
+        without: "a Work is held before the slice that it is held for is given back",
+        edits: &[Edit {
+            file: FAULT,
+            from: "if !self.qps[slot].post.as_ref().is_some_and(|post| post.drains_clean()) {\n            \
+                   self.hold_for_fence(slot, &entry);\n        }\n        self.return_entry(&entry, own, rail);",
+            to: "self.return_entry(&entry, own, rail);\n        \
+                 if !self.qps[slot].post.as_ref().is_some_and(|post| post.drains_clean()) {\n            \
+                 self.hold_for_fence(slot, &entry);\n        }",
+        }],
+        catcher: UNIT.test("core::explored::queue_pairs_of_a_rail_live_and_end_in_every_order"),
+    },
+    Mutant {
+        name: "destroyed-without-a-hold",
+        without: "what a destroyed queue pair held may still land",
+        edits: &[Edit {
+            file: INTAKE,
+            from: "            self.hold_for_fence(slot, &entry);\n            if entry.seat != TRIAL {",
+            to: "            if entry.seat != TRIAL {",
+        }],
+        catcher: UNIT.test("core::explored::queue_pairs_of_a_rail_live_and_end_in_every_order"),
+    },
+    Mutant {
+        name: "dead-queue-pair-revives",
+        without: "a queue pair whose life is over stays out of use, whatever completes on it",
+        edits: &[Edit {
+            file: REAP,
+            from: "if self.qps[slot].state != QpState::Trial {",
+            to: "if self.qps[slot].state == QpState::Up {",
+        }],
+        catcher: UNIT.test("core::explored::queue_pairs_of_a_rail_live_and_end_in_every_order"),
+    },
+    Mutant {
+        name: "rail-freed-while-held",
+        without: "a life keeps its seat until the Works that are held for it are let go",
+        edits: &[Edit {
+            file: INTAKE,
+            from: "entry.qp_count == 0 && entry.holds == NONE {",
+            to: "entry.qp_count == 0 {",
+        }],
+        catcher: UNIT.test("core::explored::queue_pairs_of_a_rail_live_and_end_in_every_order"),
+    },
+    Mutant {
+        name: "completion-room-is-not-counted",
+        without: "no more requests are out on a completion queue than it has entries",
+        edits: &[Edit {
+            file: POST,
+            from: "let requests = (queue.min(completions) as usize)",
+            to: "let requests = (queue.min(completions | u32::MAX) as usize)",
+        }],
+        catcher: UNIT.test("core::explored::queue_pairs_of_a_rail_live_and_end_in_every_order"),
+    },
+    Mutant {
+        name: "route-stays-open",
+        without: "a core that has no rail left to a peer says so",
+        edits: &[Edit { file: FAULT, from: "shared.set_route(self.id, false);", to: "let _ = shared;" }],
+        catcher: UNIT.test("core::explored::rails_fail_and_come_back_in_every_order"),
+    },
 ];
