@@ -47,7 +47,9 @@ pub fn judge(
         };
     }
     if let Progress::Half(_, theirs) | Progress::Whole(_, theirs) = progress {
-        return if reply.qp_num == theirs.qpns {
+        // Queue pair numbers recur after a restart; the incarnation does not.
+        let life = reply.extra.node.incarnation;
+        return if reply.qp_num == theirs.qpns && (life.is_none() || life == theirs.incarnation) {
             Step::Acknowledge { acks: reply.speaks_ready_ack() }
         } else {
             Step::Again("Peer QP list mismatch on connected endpoint, re-establishing connection".to_owned())

@@ -78,6 +78,9 @@ fn the_same_numbers_in_another_incarnation_are_other_queue_pairs() {
     let before = theirs(&[11, 12], Some(1));
     let step = asked(&from_peer(&[11, 12], Some(2)), Progress::Whole(&ours, &before));
     assert_eq!(step, responder::Step::Replace(theirs(&[11, 12], Some(2))));
+    // We are connected to the first by its own hello, and our hello reached the second.
+    let step = answered(&from_peer(&[11, 12], Some(2)), &ours, Progress::Half(&ours, &before));
+    assert!(matches!(step, initiator::Step::Again(_)), "{step:?}");
 }
 
 #[test]
