@@ -35,6 +35,14 @@ pub(super) struct Asking {
     not_before: Nanos,
 }
 
+#[cfg(test)]
+impl Asking {
+    /// Whether a question is on its way, or to be asked later.
+    pub(super) fn is_waiting(&self, now: Nanos) -> bool {
+        self.on_its_way || self.not_before > now
+    }
+}
+
 impl Brain {
     /// Asks the peer about the lives of this rail that wait for proof, unless it is being asked or was asked just now.
     pub(super) fn ask_fence(&mut self, rail: usize) {

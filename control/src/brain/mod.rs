@@ -22,6 +22,8 @@
 mod calls;
 mod event;
 mod evict;
+#[cfg(test)]
+mod explored;
 mod fabric;
 mod fence;
 mod life;

@@ -83,6 +83,12 @@ impl PeerState {
         self.nics.get(usize::from(nic.0)).map_or(dialled, String::as_str)
     }
 
+    /// Whether it is known that this life is over.
+    #[cfg(test)]
+    pub(super) fn is_past(&self, life: Incarnation) -> bool {
+        self.past.contains(&life)
+    }
+
     /// Its handshake address, if that is known.
     pub(super) fn address(&self) -> Option<&RpcMeta> {
         self.address.as_ref()
