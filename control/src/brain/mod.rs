@@ -9,7 +9,8 @@
 //!            server   requests of peers
 //!            fabric   what carries the bytes to a peer, and rails that are dialled
 //!            shake    a rail from nothing to connected, as initiator and as responder
-//!            life     a rail from connected to buried: first error, incident, drain
+//!            life     a rail from connected to buried: first error, drain
+//!            incident what people are told of it
 //!            evict    idle rails over the limit of a NIC
 //!            fence    proof from the peer that a former life's WRITEs can no longer land
 //!            nics     our NICs coming and going
@@ -26,6 +27,7 @@ mod evict;
 mod explored;
 mod fabric;
 mod fence;
+mod incident;
 mod life;
 mod nics;
 mod own;

@@ -12,6 +12,7 @@ const RESPONDER: &str = "control/src/handshake/responder.rs";
 const INITIATOR: &str = "control/src/handshake/initiator.rs";
 const REPAIR: &str = "control/src/repair.rs";
 const FENCE: &str = "control/src/brain/fence.rs";
+const INCIDENT: &str = "control/src/brain/incident.rs";
 const LIFE: &str = "control/src/brain/life.rs";
 const OWN: &str = "control/src/brain/own.rs";
 const PEER: &str = "control/src/brain/peer.rs";
@@ -113,7 +114,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         name: "every-attempt-is-an-incident",
         without: "one incident, and one line, until a slice comes back",
         edits: &[Edit {
-            file: LIFE,
+            file: INCIDENT,
             from: "let (peer, incident) = (state.peer, state.incident);",
             to: "let (peer, incident) = (state.peer, None::<u64>);",
         }],
@@ -122,7 +123,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "incidents-stay-open",
         without: "an incident is closed when its rail carries data again",
-        edits: &[Edit { file: LIFE, from: "incident.closed = Some(now);", to: "" }],
+        edits: &[Edit { file: INCIDENT, from: "incident.closed = Some(now);", to: "" }],
         catcher: BRAINS.test("ports_that_flap_under_a_storm_heal"),
     },
     Mutant {
