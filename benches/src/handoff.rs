@@ -137,13 +137,15 @@ impl Way for Rig {
             tile(transfer as u32, local, remote, BLOCK, rule, near, |addr| self.remote.find(addr), &mut slices)?;
         }
         let completion = Completion::new(1);
+        let submitted = self.now();
         let work = Work::new(WorkParts {
             op: Op::Write,
             slices,
             transfers: vec![BLOCK; starts.len()],
             local: self.region.clone(),
             remote: self.remote.clone(),
-            deadline: self.now().plus(Nanos::from_secs(30)),
+            submitted,
+            deadline: submitted.plus(Nanos::from_secs(30)),
             cores: 1,
             retries: 9,
             completion: completion.clone(),

@@ -178,6 +178,8 @@ pub struct WorkParts {
     pub local: Arc<Region>,
     /// The peer and its memory.
     pub remote: Arc<RemoteBuffers>,
+    /// When it was submitted, on the engine's clock.
+    pub submitted: Nanos,
     /// When the home core ends what is not done, on the engine's clock.
     pub deadline: Nanos,
     /// How many cores the engine has.
@@ -197,6 +199,7 @@ pub struct Work {
     local: Arc<Region>,
     remote: Arc<RemoteBuffers>,
     completion: Arc<Completion>,
+    submitted: Nanos,
     deadline: Nanos,
     bytes: u64,
     home: AtomicU32,
@@ -228,6 +231,7 @@ impl Work {
             local: parts.local,
             remote: parts.remote,
             completion: parts.completion,
+            submitted: parts.submitted,
             deadline: parts.deadline,
             bytes,
             home: AtomicU32::new(0),
@@ -268,6 +272,10 @@ impl Work {
     /// The batch.
     pub fn completion(&self) -> &Completion {
         &self.completion
+    }
+    /// When it was submitted, on the engine's clock.
+    pub fn submitted(&self) -> Nanos {
+        self.submitted
     }
     /// When it has to be over.
     pub fn deadline(&self) -> Nanos {
@@ -495,6 +503,7 @@ mod tests {
             transfers: vec![u64::from(slices.div_ceil(2)) * 8, u64::from(slices / 2) * 8],
             local,
             remote: Arc::new(RemoteBuffers::new(Peer::new(PeerId(0), "p".into()), Route::any(), vec![])),
+            submitted: Nanos::ZERO,
             deadline: Nanos::FAR,
             cores: 2,
             retries: 2,

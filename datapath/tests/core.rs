@@ -5,8 +5,9 @@ mod rig;
 use std::sync::Arc;
 use std::time::Instant;
 
-use moonrail_datapath::core::{Command, CoreEvent, RailSpec};
+use moonrail_datapath::core::{Command, CoreEvent, RailSpec, Spread};
 use moonrail_datapath::error::{Cause, SliceError};
+use moonrail_datapath::limits::CAP_CEILING;
 use moonrail_datapath::nic::sim::SimOptions;
 use moonrail_datapath::nic::{Op, WcStatus};
 use moonrail_datapath::region::{Chunk, Region};
@@ -43,6 +44,35 @@ fn bytes_arrive_both_ways_over_four_rails_and_every_rail_carries_some() {
         assert_eq!(read.transfers()[0].status(), TransferStatus::Done);
         assert_eq!(read.transfers()[0].transferred(), len as u64);
     }
+}
+
+/// A reader sees what is in flight while it is, and afterwards how long it took: no longer than the whole, and on a path of
+/// a known round trip no shorter than that.
+#[test]
+fn a_rail_tells_what_is_in_flight_and_how_long_it_took() {
+    let options = SimOptions { bytes_per_second: 1_000_000_000, ..SimOptions::default() };
+    let mut rig = Rig::new(3, 1, 1, options);
+    rig.connect(0, 0, 0, 2);
+    let (local, far) = (Rig::region(&rig.near, 8 << 20), Rig::region(&rig.far, 8 << 20));
+    let remote = rig.remote(&far);
+    assert!(rig.run_until(SECOND, |r| r.peer.routes() == 1));
+    let counters = rig.rail_counters[0].clone();
+    let in_flight = || counters.posted_bytes.get() - counters.ended_bytes.get();
+    let work = rig.work(Op::Write, &local, &remote, &[(0, 0, 8 << 20)]);
+    let submitted = rig.now;
+    rig.submit(&work);
+    assert!(rig.run_until(SECOND, |_| in_flight() > 0));
+    assert!(counters.work_requests.get() > counters.ended.get() && in_flight() <= CAP_CEILING);
+    assert!(rig.run_until(SECOND, |_| work.completion().is_done()));
+    assert_eq!(in_flight(), 0);
+    let (whole, queue, wire) = (rig.now.since(submitted), counters.queue.read(), counters.wire.read());
+    assert_eq!((queue.count(), wire.count()), (128, 128), "8 MiB in slices of 64 KiB");
+    // 8 MiB take 4.2 ms over these two queue pairs: most slices waited for those before them, none longer than the whole.
+    let longest = |spread: &Spread| spread.quantile(1.0).unwrap();
+    assert!(whole.0 > 4_000_000 && longest(&queue) > 2_000_000, "{whole:?} {queue:?}");
+    assert!(longest(&queue) <= whole.0 * 9 / 8 && longest(&wire) <= whole.0 * 9 / 8, "{whole:?} {queue:?} {wire:?}");
+    assert!(wire.quantile(0.0).unwrap() >= counters.round_trip_ns.get(), "{wire:?}");
+    assert!(wire.sum_ns() / wire.count() >= 65_536, "a slice alone takes 66 us on the wire");
 }
 
 /// The counts that the design promises: chains behind one doorbell, and one completion for many requests.

@@ -238,6 +238,7 @@ impl Bench {
             transfers: vec![64; slices as usize],
             local: Arc::new(Region::new(memory.clone(), vec![chunk], "*".into(), false)),
             remote: Arc::new(RemoteBuffers::new(self.peer.clone(), Route::any(), vec![buffer])),
+            submitted: Nanos::ZERO,
             deadline: Nanos::FAR,
             cores: 1,
             retries: 9,

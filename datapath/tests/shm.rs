@@ -290,6 +290,7 @@ fn a_core_moves_works_over_shared_memory() {
             transfers: vec![size; blocks],
             local: local.clone(),
             remote: remote.clone(),
+            submitted: Nanos::ZERO,
             deadline: Nanos::from_secs(60),
             cores: 1,
             retries: 9,

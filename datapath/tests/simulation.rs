@@ -233,6 +233,19 @@ impl Trial {
         for core in &self.rig.cores {
             assert_eq!((core.outstanding(), core.works()), (0, 0), "seed {}: credit or seats lost", self.seed);
         }
+        self.check_counters();
+    }
+
+    /// With nothing outstanding, what a rail says of itself adds up: all it posted has ended, each slice it posted was
+    /// either placed or came back, and the times are of exactly those.
+    fn check_counters(&self) {
+        for (number, rail) in self.rig.rail_counters.iter().enumerate() {
+            let what = format!("seed {}, rail {number}", self.seed);
+            assert_eq!(rail.ended.get(), rail.work_requests.get(), "{what}: requests");
+            assert_eq!(rail.ended_bytes.get(), rail.posted_bytes.get(), "{what}: bytes");
+            assert_eq!(rail.wire.read().count(), rail.slices.get(), "{what}: slices in place");
+            assert_eq!(rail.queue.read().count(), rail.slices.get() + rail.returned.get(), "{what}: slices posted");
+        }
     }
 }
 

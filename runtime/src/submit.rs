@@ -121,9 +121,10 @@ impl Shared {
             bytes = bytes.saturating_add(transfer.len);
         }
         let span = deadline.unwrap_or_else(|| self.settings.transfer_timeout + Duration::from_nanos(bytes));
-        let until = (self.clock)().plus(Nanos::from_duration(span));
+        let now = (self.clock)();
+        let until = now.plus(Nanos::from_duration(span));
         let completion = Completion::new(groups.len() as u32);
-        let works = groups.into_iter().map(|group| self.work(group, until, &completion)).collect::<Vec<_>>();
+        let works = groups.into_iter().map(|group| self.work(group, now, until, &completion)).collect::<Vec<_>>();
         let mut room_until = None;
         for (number, work) in works.iter().enumerate() {
             self.enqueue(work, (number > 0).then_some(&mut room_until), direct.as_deref())?;
@@ -184,13 +185,14 @@ impl Shared {
         Ok((place as u32, slot))
     }
 
-    fn work(&self, group: Group, deadline: Nanos, completion: &Arc<Completion>) -> Arc<Work> {
+    fn work(&self, group: Group, submitted: Nanos, deadline: Nanos, completion: &Arc<Completion>) -> Arc<Work> {
         Work::new(WorkParts {
             op: group.op,
             slices: group.slices,
             transfers: group.lens,
             local: group.registered,
             remote: group.remote,
+            submitted,
             deadline,
             cores: self.inboxes.len() as u16,
             retries: self.settings.retries,

@@ -777,6 +777,7 @@ impl Cluster {
             transfers,
             local,
             remote,
+            submitted: self.now,
             deadline: self.now.plus(within),
             cores: self.nodes[from].inboxes.len() as u16,
             retries: 9,

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::times::Times;
+
 /// A counter with a single writer: a load and a store instead of a locked add.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -22,11 +24,17 @@ impl Counter {
 }
 
 macro_rules! counters {
-    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident),* $(,)? }) => {
+    (
+        $(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident),* $(,)? }
+        $(times { $($(#[$times_doc:meta])* $times:ident),* $(,)? })?
+    ) => {
         $(#[$doc])*
         #[derive(Debug, Default)]
         #[repr(align(128))]
-        pub struct $name { $($(#[$field_doc])* pub $field: Counter),* }
+        pub struct $name {
+            $($(#[$field_doc])* pub $field: Counter,)*
+            $($($(#[$times_doc])* pub $times: Times,)*)?
+        }
         impl $name {
             /// Every counter with its name, for tables and metrics.
             pub fn list(&self) -> Vec<(&'static str, u64)> {
@@ -97,5 +105,20 @@ counters! {
         cap_bytes,
         /// Shortest round trip seen lately on a nearly empty rail, in nanoseconds.
         round_trip_ns,
+        /// Bytes of the work requests accepted.
+        posted_bytes,
+        /// Work requests that have ended, however. Those accepted and not ended are in flight.
+        ended,
+        /// Bytes of the work requests that have ended.
+        ended_bytes,
+        /// Slices that came back without their bytes, for another rail or another try, or to end.
+        returned,
+    }
+    times {
+        /// From the submission of a slice to its being posted; a slice that was posted twice counts twice.
+        queue,
+        /// From being posted to being known to be in place. Requests that asked for no completion are known with the next
+        /// one that did.
+        wire,
     }
 }

@@ -151,6 +151,7 @@ impl Core {
         if entry.seat == TRIAL {
             return;
         }
+        self.rails[rail].counters.returned.add(1);
         self.works[entry.seat as usize].outstanding -= 1;
         let Some(work) = &self.works[entry.seat as usize].work else { return };
         work.note_drained();

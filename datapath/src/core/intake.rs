@@ -293,9 +293,11 @@ impl Core {
             return;
         }
         let rail = self.qps[slot].rail as usize;
+        let (in_flight, requests) = (self.rails[rail].credit.in_flight(), self.qps[slot].ring.len());
         while let Some(entry) = self.pop_entry(slot) {
             self.hold_for_fence(slot, &entry);
             if entry.seat != TRIAL {
+                self.rails[rail].counters.returned.add(1);
                 let seat = &mut self.works[entry.seat as usize];
                 seat.outstanding -= 1;
                 if let Some(work) = &seat.work {
@@ -304,6 +306,7 @@ impl Core {
                 self.give_back(entry.seat, entry.slice);
             }
         }
+        self.count_ended(rail, requests, in_flight);
         self.free_slot(slot);
         self.free_rail_if_empty(rail);
     }

@@ -25,6 +25,7 @@ mod run;
 mod settle;
 mod stall;
 mod table;
+pub mod times;
 mod watch;
 
 use std::sync::Arc;
@@ -37,6 +38,7 @@ pub use counters::CoreCounters;
 pub use inflight::InFlightRing;
 pub use port::{Command, CoreEvent, Doorbell, Inbox, Outbox, RailKey, RailSpec, dispatch};
 pub use run::{PollMode, run};
+pub use times::{Spread, Times};
 
 use inflight::InFlight;
 use table::{Hold, NicSeat, PeerSeat, QpSeat, RailSeat, WorkSeat};

@@ -294,19 +294,28 @@ impl Core {
         let accepted = outcome.accepted.min(self.chain.len());
         let rail = self.qps[slot].rail as usize;
         let nic = self.rails[rail].nic as usize;
+        let (mut bytes, mut seat, mut of_seat) = (0, super::inflight::TRIAL, 0);
         for index in 0..accepted {
             let entry = self.entries[index];
             self.qps[slot].ring.push(entry);
             self.rails[rail].credit.spend(entry.len);
+            bytes += u64::from(entry.len);
             if entry.seat != super::inflight::TRIAL {
                 self.works[entry.seat as usize].outstanding += 1;
             }
+            if entry.seat != seat {
+                self.count_queued(rail, seat, of_seat, now);
+                (seat, of_seat) = (entry.seat, 0);
+            }
+            of_seat += 1;
         }
+        self.count_queued(rail, seat, of_seat, now);
         self.nics[nic].outstanding += accepted as u32;
         self.counters.doorbells.add(1);
         self.counters.work_requests.add(accepted as u64);
         self.rails[rail].counters.doorbells.add(1);
         self.rails[rail].counters.work_requests.add(accepted as u64);
+        self.rails[rail].counters.posted_bytes.add(bytes);
         if self.entries[0].seat != super::inflight::TRIAL {
             self.rails[rail].counters.used_ns.set(now.0);
         }
@@ -314,6 +323,14 @@ impl Core {
             self.refused(slot, accepted, outcome.error.unwrap_or(0), now);
         }
         accepted
+    }
+
+    /// Counts how long the slices of one Work waited that were just posted.
+    fn count_queued(&self, rail: usize, seat: u32, slices: u64, now: Nanos) {
+        let work = if seat == super::inflight::TRIAL { None } else { self.works[seat as usize].work.as_ref() };
+        if let Some(work) = work {
+            self.rails[rail].counters.queue.add(now.since(work.submitted()), slices);
+        }
     }
 
     /// The device took only the first `accepted` requests. The rest was never posted and goes back, where the queue was

@@ -1,12 +1,48 @@
 //! Completions: the requests they end, the credit they free.
 
 use super::Core;
+use super::counters::RailCounters;
 use super::inflight::{InFlight, TRIAL};
 use super::port::CoreEvent;
-use super::table::{QpState, RailState};
+use super::table::{QpState, RailSeat, RailState};
 use crate::limits::{POLL_BATCH, POLLS_PER_TURN, TRIAL_ROUND_TRIP_MAX};
 use crate::nic::{Completion, WcStatus};
 use crate::units::Nanos;
+
+/// Slices that one completion told of. Those that were posted together are counted together.
+#[derive(Default)]
+struct Arrived {
+    bytes: u64,
+    slices: u64,
+    posted: Nanos,
+    together: u64,
+}
+
+impl Arrived {
+    fn add(&mut self, entry: &InFlight, counters: &RailCounters, now: Nanos) {
+        if entry.posted != self.posted {
+            self.count_together(counters, now);
+            self.posted = entry.posted;
+        }
+        self.together += 1;
+        self.slices += 1;
+        self.bytes += u64::from(entry.len);
+    }
+
+    fn count_together(&mut self, counters: &RailCounters, now: Nanos) {
+        if self.together > 0 {
+            counters.wire.add(now.since(self.posted), self.together);
+            self.together = 0;
+        }
+    }
+
+    fn count(&mut self, counters: &RailCounters, now: Nanos) {
+        self.count_together(counters, now);
+        if self.slices > 0 {
+            counters.slices.add(self.slices);
+        }
+    }
+}
 
 impl Core {
     pub(super) fn reap(&mut self, now: Nanos) -> usize {
@@ -51,15 +87,19 @@ impl Core {
         let Some(before) = qp.ring.before(completion.wr_id.sequence) else { return };
         let rail = qp.rail as usize;
         self.rails[rail].counters.completions.add(1);
-        let mut bytes = 0;
+        let in_flight = self.rails[rail].credit.in_flight();
+        let mut arrived = Arrived::default();
         for _ in 0..before {
-            bytes += self.retire_done(slot, None, now);
+            self.retire_done(slot, None, now, &mut arrived);
         }
         if completion.status == WcStatus::SUCCESS {
-            bytes += self.retire_done(slot, Some(now), now);
+            self.retire_done(slot, Some(now), now, &mut arrived);
         } else {
             self.retire_failed(slot, completion, now);
         }
+        self.count_ended(rail, before + 1, in_flight);
+        arrived.count(&self.rails[rail].counters, now);
+        let bytes = arrived.bytes;
         if bytes > 0 {
             let rail = &mut self.rails[rail];
             rail.credit.note_arrived(bytes, now);
@@ -79,10 +119,17 @@ impl Core {
         Some(entry)
     }
 
+    /// Counts requests that have ended on a rail that had `in_flight` bytes before.
+    pub(super) fn count_ended(&self, rail: usize, requests: u32, in_flight: u64) {
+        let RailSeat { counters, credit, .. } = &self.rails[rail];
+        counters.ended.add(u64::from(requests));
+        counters.ended_bytes.add(in_flight - credit.in_flight());
+    }
+
     /// The oldest request of `slot` is done. `seen` is set where its own completion said so: only then its age is a
-    /// round trip. Returns its bytes.
-    fn retire_done(&mut self, slot: usize, seen: Option<Nanos>, now: Nanos) -> u64 {
-        let Some(entry) = self.pop_entry(slot) else { return 0 };
+    /// round trip.
+    fn retire_done(&mut self, slot: usize, seen: Option<Nanos>, now: Nanos, arrived: &mut Arrived) {
+        let Some(entry) = self.pop_entry(slot) else { return };
         self.qps[slot].proven = true;
         if entry.seat == TRIAL {
             self.trial_returned(slot);
@@ -96,14 +143,13 @@ impl Core {
             self.mark_dirty(entry.seat);
             self.counters.slices_done.add(1);
             self.counters.bytes_done.add(u64::from(entry.len));
-            self.rails[self.qps[slot].rail as usize].counters.slices.add(1);
+            arrived.add(&entry, &self.rails[self.qps[slot].rail as usize].counters, now);
         }
         if let Some(span) = seen.map(|seen| seen.since(entry.posted))
             && (entry.seat != TRIAL || span <= TRIAL_ROUND_TRIP_MAX)
         {
             self.rails[self.qps[slot].rail as usize].credit.note_round_trip(span, entry.alone, now);
         }
-        u64::from(entry.len)
     }
 
     /// The path carried something there and back: the queue pair, and with it the rail, is usable.

@@ -91,6 +91,7 @@ fn anew(like: &Work) -> Arc<Work> {
         transfers: like.transfers.iter().map(|transfer| transfer.len).collect(),
         local: like.local.clone(),
         remote: like.remote.clone(),
+        submitted: like.submitted,
         deadline: like.deadline,
         cores: 2,
         retries: like.retries,

@@ -257,6 +257,7 @@ impl Rig {
             transfers: parts.iter().map(|p| p.2).collect(),
             local: local.clone(),
             remote: remote.clone(),
+            submitted: self.now,
             deadline: self.now.plus(self.deadline),
             cores: self.cores.len() as u16,
             retries: self.retries,

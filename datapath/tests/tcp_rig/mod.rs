@@ -312,6 +312,7 @@ impl Node {
             transfers: parts.iter().map(|p| p.2).collect(),
             local: local.clone(),
             remote: remote.clone(),
+            submitted: self.now(),
             deadline: self.now().plus(Nanos::from_secs(30)),
             cores: 1,
             retries: 9,

@@ -182,6 +182,7 @@ impl CoreWorld {
             transfers: vec![u64::from(SLICE); plan.slices as usize],
             local: local.clone(),
             remote: Arc::new(RemoteBuffers::new(peer.clone(), Route::any(), vec![buffer])),
+            submitted: Nanos::ZERO,
             deadline: Nanos::FAR,
             cores: 1,
             retries: plan.retries,
