@@ -52,6 +52,7 @@ pub struct EngineBuilder {
     pub(crate) cpus: Option<Vec<usize>>,
     pub(crate) unpinned: bool,
     pub(crate) poll_mode: PollMode,
+    pub(crate) metrics_http: Option<std::net::SocketAddr>,
     pub(crate) sink: Option<Sink>,
     pub(crate) environment: Option<ReadVariable>,
     pub(crate) given: Given,
@@ -356,6 +357,15 @@ impl EngineBuilder {
     #[must_use]
     pub fn metrics(mut self, every: Duration) -> Self {
         self.given.metrics = Some(every);
+        self
+    }
+
+    /// Offers what the engine counts over HTTP at this address, as `/metrics` in the text format of Prometheus, to whoever reaches
+    /// it. Port 0 takes a free one; see [`Engine::metrics_addr`]. Default: nowhere. An address that cannot be taken is an error of
+    /// [`EngineBuilder::build`].
+    #[must_use]
+    pub fn metrics_http(mut self, addr: std::net::SocketAddr) -> Self {
+        self.metrics_http = Some(addr);
         self
     }
 

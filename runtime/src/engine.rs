@@ -1,6 +1,7 @@
 //! One node: its NICs, its data cores, its control thread.
 
 use std::fmt;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
@@ -8,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use moonrail_control::names::HostPort;
 use moonrail_control::{Clock, Control, FabricPolicy, RailState, Way};
-use moonrail_datapath::core::{CoreCounters as Counting, Inbox};
+use moonrail_datapath::core::counters::Counter;
+use moonrail_datapath::core::{CoreCounters as Counting, Inbox, Spread};
 use moonrail_datapath::nic::{Fabric, Nic};
 use moonrail_datapath::region::Memory;
 use moonrail_datapath::region::process::Process;
@@ -17,8 +19,9 @@ use moonrail_datapath::units::{Gid, GidIndex, Lid, Mtu, PortNum};
 use crate::batch::{Batch, BatchBuilder, Transfer, after};
 use crate::builder::EngineBuilder;
 use crate::config::Settings;
-use crate::error::{NotifyError, RegisterError, SegmentError, SubmitError, UnregisterError};
+use crate::error::{BuildError, NotifyError, RegisterError, SegmentError, SubmitError, UnregisterError};
 use crate::incident::IncidentInfo;
+use crate::inspect::http;
 use crate::inspect::server::Server;
 use crate::live::{Live, Watch};
 use crate::log::{Level, Log};
@@ -100,6 +103,26 @@ pub struct RailInfo {
     pub moonrail: bool,
     /// Bytes it has moved.
     pub bytes: u64,
+    /// Slices it has moved.
+    pub slices: u64,
+    /// Work requests that its device has and has not ended.
+    pub in_flight_slices: u64,
+    /// Their bytes.
+    pub in_flight_bytes: u64,
+    /// Bytes that may be in flight, as far as its speed is known.
+    pub cap_bytes: u64,
+    /// Shortest round trip seen lately on a nearly empty rail.
+    pub round_trip: Option<Duration>,
+    /// Slices that came back from it without their bytes, for another rail or another try, or to end.
+    pub returned: u64,
+    /// First errors.
+    pub first_errors: u64,
+    /// Completions that were only echoes of a first error.
+    pub flushes: u64,
+    /// From the submission of a slice to its being posted here. Copies of callers' own threads are not among them.
+    pub queue_time: Spread,
+    /// From being posted to being known to be in place.
+    pub wire_time: Spread,
     /// How often it was evicted.
     pub evictions: u64,
 }
@@ -251,9 +274,54 @@ impl Shared {
             lives: rail.lives,
             moonrail: rail.moonrail,
             bytes: rail.counters.bytes.get(),
+            slices: rail.counters.slices.get(),
+            // What ended is read first: then none of it is missing among what was posted.
+            in_flight_slices: in_flight(&rail.counters.ended, &rail.counters.work_requests),
+            in_flight_bytes: in_flight(&rail.counters.ended_bytes, &rail.counters.posted_bytes),
+            cap_bytes: rail.counters.cap_bytes.get(),
+            round_trip: Some(rail.counters.round_trip_ns.get()).filter(|ns| *ns > 0).map(Duration::from_nanos),
+            returned: rail.counters.returned.get(),
+            first_errors: rail.counters.first_errors.get(),
+            flushes: rail.counters.flushes.get(),
+            queue_time: rail.counters.queue.read(),
+            wire_time: rail.counters.wire.read(),
             evictions: rail.evictions,
         };
         self.control.rails().into_iter().map(info).collect()
+    }
+
+    pub(crate) fn nics(&self) -> Vec<NicInfo> {
+        let info = |(at, nic): (usize, &OpenNic)| NicInfo {
+            name: nic.nic.name().to_owned(),
+            fabric: nic.nic.fabric(),
+            port: nic.port.clone(),
+            numa_node: nic.nic.device().numa_node,
+            cores: nic.cores.clone(),
+            registered: nic.registered.load(Ordering::Relaxed),
+            evictions: self.control.evictions(at),
+        };
+        self.nics.iter().enumerate().map(info).collect()
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        let core = |(core, counting): (usize, &Arc<Counting>)| CoreCounters {
+            core: core as u16,
+            work_requests: counting.work_requests.get(),
+            doorbells: counting.doorbells.get(),
+            completions: counting.completions.get(),
+            bytes: counting.bytes_done.get(),
+            slices: counting.slices_done.get(),
+            failed: counting.slices_failed.get(),
+            retries: counting.slices_returned.get(),
+            first_errors: counting.first_errors.get(),
+            flushes: counting.flushes.get(),
+            refused: counting.refused.get(),
+            busy_turns: counting.busy_turns.get(),
+            idle_turns: counting.idle_turns.get(),
+            sleeps: counting.sleeps.get(),
+        };
+        let (copies, copied_bytes) = self.copied.total();
+        Counters { cores: self.counters.iter().enumerate().map(core).collect(), copies, copied_bytes }
     }
 
     pub(crate) fn publishing(&self) -> MutexGuard<'_, ()> {
@@ -275,18 +343,31 @@ pub struct Engine {
     ended: AtomicBool,
     metrics: Mutex<Option<Metrics>>,
     inspect: Mutex<Option<Server>>,
+    page: Mutex<Option<http::Server>>,
 }
 
 impl Engine {
-    pub(crate) fn new(shared: Shared, threads: Vec<JoinHandle<()>>, metrics: Option<Metrics>) -> Self {
+    pub(crate) fn new(
+        shared: Shared,
+        threads: Vec<JoinHandle<()>>,
+        metrics: Option<Metrics>,
+        page: Option<TcpListener>,
+    ) -> Result<Self, BuildError> {
         let shared = Arc::new(shared);
-        Self {
+        let engine = Self {
             inspect: Mutex::new(Server::start(&shared)),
             shared,
             threads: Mutex::new(threads),
             ended: AtomicBool::new(false),
             metrics: Mutex::new(metrics),
+            page: Mutex::default(),
+        };
+        if let Some(listener) = page {
+            let page = http::Server::start(listener, &engine.shared)
+                .map_err(|source| BuildError::System { what: "the thread of the metrics page".into(), source })?;
+            *engine.page.lock().unwrap_or_else(PoisonError::into_inner) = Some(page);
         }
+        Ok(engine)
     }
 
     /// Starts with every option at its default, or what the MC_* environment variables say.
@@ -306,18 +387,14 @@ impl Engine {
         if host.contains(':') { format!("[{host}]:{}", meta.rpc_port) } else { format!("{host}:{}", meta.rpc_port) }
     }
 
+    /// Where its page for Prometheus is, if it has one: see [`EngineBuilder::metrics_http`].
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.page.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(http::Server::addr)
+    }
+
     /// The NICs in use.
     pub fn nics(&self) -> Vec<NicInfo> {
-        let info = |(at, nic): (usize, &OpenNic)| NicInfo {
-            name: nic.nic.name().to_owned(),
-            fabric: nic.nic.fabric(),
-            port: nic.port.clone(),
-            numa_node: nic.nic.device().numa_node,
-            cores: nic.cores.clone(),
-            registered: nic.registered.load(Ordering::Relaxed),
-            evictions: self.shared.control.evictions(at),
-        };
-        self.shared.nics.iter().enumerate().map(info).collect()
+        self.shared.nics()
     }
 
     /// NUMA nodes of this machine, by number: `cpu:N` as location of memory.
@@ -337,24 +414,7 @@ impl Engine {
 
     /// What the cores counted.
     pub fn counters(&self) -> Counters {
-        let core = |(core, counting): (usize, &Arc<Counting>)| CoreCounters {
-            core: core as u16,
-            work_requests: counting.work_requests.get(),
-            doorbells: counting.doorbells.get(),
-            completions: counting.completions.get(),
-            bytes: counting.bytes_done.get(),
-            slices: counting.slices_done.get(),
-            failed: counting.slices_failed.get(),
-            retries: counting.slices_returned.get(),
-            first_errors: counting.first_errors.get(),
-            flushes: counting.flushes.get(),
-            refused: counting.refused.get(),
-            busy_turns: counting.busy_turns.get(),
-            idle_turns: counting.idle_turns.get(),
-            sleeps: counting.sleeps.get(),
-        };
-        let (copies, copied_bytes) = self.shared.copied.total();
-        Counters { cores: self.shared.counters.iter().enumerate().map(core).collect(), copies, copied_bytes }
+        self.shared.counters()
     }
 
     /// Time since the engine was built: the clock that [`IncidentInfo::at`] is on.
@@ -520,6 +580,7 @@ impl Engine {
         shared.registry_mut().stopped = true;
         drop(self.metrics.lock().unwrap_or_else(PoisonError::into_inner).take());
         drop(self.inspect.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.page.lock().unwrap_or_else(PoisonError::into_inner).take());
         let mut whole = shared.control.shutdown(until);
         let last = until.max(Instant::now()) + LAST_MOMENT;
         for thread in std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner)) {
@@ -565,6 +626,11 @@ impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine").field("name", &self.name()).finish_non_exhaustive()
     }
+}
+
+fn in_flight(ended: &Counter, posted: &Counter) -> u64 {
+    let ended = ended.get();
+    posted.get().saturating_sub(ended)
 }
 
 fn state_name(state: RailState) -> &'static str {

@@ -84,6 +84,16 @@ pub enum BuildError {
         /// What failed, and what to do.
         source: Source,
     },
+    /// The address for the metrics page cannot be taken.
+    #[error(
+        "the metrics page cannot listen on {addr}: {source}; name an address of this host and a port that is free (0: any)"
+    )]
+    MetricsAddress {
+        /// The address.
+        addr: std::net::SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The operating system refused a thread or an eventfd.
     #[error("{what} could not be created: {source}; see `ulimit -u` and `ulimit -n`")]
     System {

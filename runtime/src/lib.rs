@@ -102,6 +102,7 @@ pub use region::Region;
 pub use segment::{RemoteRange, Segment};
 
 pub use moonrail_control::{Charge, Eviction, FabricPolicy, Way};
+pub use moonrail_datapath::core::Spread;
 pub use moonrail_datapath::error::Cause;
 pub use moonrail_datapath::nic::{Fabric, Nic, Op};
 pub use moonrail_datapath::region::{Memory, OutOfRange};

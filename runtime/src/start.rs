@@ -28,7 +28,7 @@ use crate::open::{self, Opened};
 use crate::place::{CorePlace, place_cores};
 use crate::submit::CopiedCounters;
 use crate::topology::Machine;
-use crate::{metrics, pin};
+use crate::{inspect, metrics, pin};
 
 pub(crate) fn start(builder: EngineBuilder) -> Result<Engine, BuildError> {
     let read = builder.environment_read();
@@ -43,7 +43,11 @@ pub(crate) fn start(builder: EngineBuilder) -> Result<Engine, BuildError> {
     }
 
     let machine = Machine::read(Path::new("/sys"));
-    let EngineBuilder { name, metadata, user, tls, wanted, cores, cpus, unpinned, poll_mode, .. } = builder;
+    let EngineBuilder { name, metadata, user, tls, wanted, cores, cpus, unpinned, poll_mode, metrics_http, .. } =
+        builder;
+    let page = metrics_http
+        .map(|addr| inspect::http::Server::bind(addr).map_err(|source| BuildError::MetricsAddress { addr, source }));
+    let page = page.transpose()?;
     let uri = MetadataUri::parse(metadata.as_deref().unwrap_or("P2PHANDSHAKE"))
         .map_err(|error| BuildError::Metadata { source: Box::new(error) })?;
     let peer_to_peer = uri == MetadataUri::PeerToPeer;
@@ -118,7 +122,7 @@ pub(crate) fn start(builder: EngineBuilder) -> Result<Engine, BuildError> {
         process: Process::current(),
         watch: Arc::new(Watch::default()),
     };
-    Ok(Engine::new(shared, threads, metrics))
+    Engine::new(shared, threads, metrics, page)
 }
 
 fn system(what: impl Into<String>, source: std::io::Error) -> BuildError {

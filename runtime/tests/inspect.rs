@@ -136,6 +136,40 @@ fn an_incident_is_told_with_all_that_is_known() {
     }
 }
 
+/// The reply that `moonrail top` lives on: what was moved adds up with the times, and what is in flight is seen while it is.
+#[test]
+fn a_live_reply_has_what_is_in_flight_and_how_long_it_took() {
+    let folder = Folder::new("live");
+    let read = Arc::new(folder.read());
+    let options = moonrail_datapath::nic::sim::SimOptions { bytes_per_second: 50_000_000, ..Default::default() };
+    let p = pair::pair_with(1, 1, options, move |builder| {
+        let read = read.clone();
+        builder.environment(move |name| read(name))
+    });
+    let (local, far) = (p.a.allocate(16 << 20, "*").unwrap(), p.b.allocate(16 << 20, "*").unwrap());
+    let segment = p.a.open_segment("b").unwrap();
+    let live = || {
+        let replies = folder.sockets().into_iter().map(|s| inspect::ask(&s, Request::Live).unwrap());
+        replies.into_iter().find(|reply| reply["engine"]["name"] == "a").unwrap()
+    };
+    let batch = p.a.submit(&segment, &[moonrail::Transfer::write_from(&local, 0, far.addr(), 16 << 20)]).unwrap();
+    let until = Instant::now() + pair::LONG;
+    // 16 MiB take 0.17 s over two queue pairs of this speed.
+    while live()["rails"][0]["in_flight_bytes"].as_u64().is_none_or(|bytes| bytes == 0) {
+        assert!(Instant::now() < until, "nothing was ever in flight: {:#}", live());
+    }
+    batch.wait(pair::LONG).unwrap();
+    let reply = live();
+    let rail = &reply["rails"][0];
+    assert_eq!((&rail["bytes"], &rail["slices"]), (&(16 << 20).into(), &256.into()), "{rail:#}");
+    assert_eq!((&rail["in_flight_bytes"], &rail["in_flight_slices"]), (&0.into(), &0.into()), "{rail:#}");
+    let (queue, wire) = (inspect::spread(&rail["queue_ns"]), inspect::spread(&rail["wire_ns"]));
+    assert_eq!((queue.count(), wire.count()), (256, 256));
+    assert_eq!((&queue, &wire), (&p.a.rails()[0].queue_time, &p.a.rails()[0].wire_time), "as the engine tells itself");
+    assert_eq!((&reply["nics"][0]["name"], &reply["incidents_seen"]), (&"sim0".into(), &0.into()), "{reply:#}");
+    assert!(inspect::spread(&serde_json::json!({ "counts": [[1], "x", [-1, 2]] })).counts().is_empty());
+}
+
 #[test]
 fn garbage_is_answered_in_words_and_hurts_nobody() {
     let folder = Folder::new("garbage");

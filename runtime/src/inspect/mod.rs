@@ -10,9 +10,12 @@
 //! each end asks the kernel who is at the other one. The protocol only reads. What it may cost is bounded on both sides: clients, bytes and
 //! time here, bytes and time in [`ask`]. An engine whose socket cannot be made warns and runs on without.
 //!
-//! Requests: `engine` (only who it is), `incidents`, `rails`, `all`. docs/operating.md has the members of the replies;
+//! Requests: `engine` (only who it is), `incidents`, `rails`, `all`, `live`. docs/operating.md has the members of the replies;
 //! more may be added under the same number, none changes its meaning.
 
+mod desk;
+pub(crate) mod http;
+mod page;
 mod report;
 pub(crate) mod server;
 
@@ -25,6 +28,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use moonrail_datapath::core::Spread;
 use moonrail_datapath::nic::shm::Credentials;
 use serde_json::Value;
 
@@ -48,10 +52,13 @@ pub enum Request {
     Rails,
     /// All of it, and counters of cores.
     All,
+    /// That with the NICs, and of each rail what is in flight and how long slices took; of incidents only the open ones. For
+    /// [`spread`].
+    Live,
 }
 
 impl Request {
-    const EACH: [Self; 4] = [Self::Engine, Self::Incidents, Self::Rails, Self::All];
+    const EACH: [Self; 5] = [Self::Engine, Self::Incidents, Self::Rails, Self::All, Self::Live];
 
     /// The word of the protocol.
     pub const fn as_str(self) -> &'static str {
@@ -60,6 +67,7 @@ impl Request {
             Self::Incidents => "incidents",
             Self::Rails => "rails",
             Self::All => "all",
+            Self::Live => "live",
         }
     }
 
@@ -194,6 +202,14 @@ pub fn ask(socket: &Path, request: Request) -> Result<Value, AskError> {
     Ok(reply)
 }
 
+/// The times of a rail in a reply to [`Request::Live`]: `{"sum": NS, "counts": [[LONGEST_NS, N], …]}`. What is not understood
+/// counts nothing.
+pub fn spread(times: &Value) -> Spread {
+    let pair = |pair: &Value| Some((pair.get(0)?.as_u64()?, pair.get(1)?.as_u64()?));
+    let counts = times["counts"].as_array().into_iter().flatten().filter_map(pair);
+    Spread::new(counts, times["sum"].as_u64().unwrap_or(0))
+}
+
 fn exchange(stream: &mut UnixStream, request: Request, until: Instant) -> io::Result<Vec<u8>> {
     stream.set_write_timeout(Some(ANSWER_WITHIN))?;
     stream.write_all(format!("moonrail/{PROTOCOL} {}\n", request.as_str()).as_bytes())?;
@@ -272,7 +288,7 @@ mod tests {
             assert_eq!(Request::parse(format!("moonrail/1 {}", request.as_str()).as_bytes()), Ok(request));
         }
         assert!(Request::parse(b"moonrail/2 incidents").unwrap_err().contains("only protocol 1"));
-        assert!(Request::parse(b"moonrail/1 shutdown").unwrap_err().contains("engine, incidents, rails, all"));
+        assert!(Request::parse(b"moonrail/1 shutdown").unwrap_err().contains("engine, incidents, rails, all, live"));
         for garbage in [&b""[..], b"GET / HTTP/1.1", b"\xff\xfe\0", b"incidents"] {
             assert!(Request::parse(garbage).unwrap_err().starts_with("a request is a line"));
         }

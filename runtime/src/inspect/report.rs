@@ -2,10 +2,11 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use moonrail_datapath::core::Spread;
 use serde_json::{Value, json};
 
 use super::{PROTOCOL, Request};
-use crate::engine::{RailInfo, Shared};
+use crate::engine::{CoreCounters, NicInfo, RailInfo, Shared};
 use crate::incident::IncidentInfo;
 
 /// The reply to a request.
@@ -22,27 +23,52 @@ pub(super) fn report(shared: &Shared, request: Request) -> Value {
             "started_unix_s": unix(SystemTime::now() - uptime),
         },
     });
-    if matches!(request, Request::Incidents | Request::All) {
-        reply["incidents"] = shared.incidents().iter().map(incident).collect();
-    }
-    if matches!(request, Request::Rails | Request::All) {
-        reply["rails"] = shared.rails().iter().map(rail).collect();
-    }
-    if request == Request::All {
-        let core = |(number, c): (usize, &std::sync::Arc<moonrail_datapath::core::CoreCounters>)| {
-            json!({
-                "core": number, "work_requests": c.work_requests.get(), "doorbells": c.doorbells.get(),
-                "completions": c.completions.get(), "bytes": c.bytes_done.get(), "slices": c.slices_done.get(),
-                "failed": c.slices_failed.get(), "retries": c.slices_returned.get(), "first_errors": c.first_errors.get(),
-                "flushes": c.flushes.get(), "refused": c.refused.get(), "busy_turns": c.busy_turns.get(),
-                "idle_turns": c.idle_turns.get(), "sleeps": c.sleeps.get(),
-            })
-        };
-        reply["cores"] = shared.counters.iter().enumerate().map(core).collect();
-        let (copies, bytes) = shared.copied.total();
-        reply["callers"] = json!({ "copies": copies, "bytes": bytes });
+    match request {
+        Request::Engine => {}
+        Request::Incidents => reply["incidents"] = incidents(shared, false),
+        Request::Rails => reply["rails"] = shared.rails().iter().map(rail).collect(),
+        Request::All => {
+            reply["incidents"] = incidents(shared, false);
+            reply["rails"] = shared.rails().iter().map(rail).collect();
+            counters(&mut reply, shared);
+        }
+        Request::Live => {
+            reply["incidents"] = incidents(shared, true);
+            reply["incidents_seen"] = shared.incidents().last().map_or(0, |last| last.number).into();
+            reply["nics"] = shared.nics().iter().map(nic).collect();
+            reply["rails"] = shared.rails().iter().map(live).collect();
+            counters(&mut reply, shared);
+        }
     }
     reply
+}
+
+/// Without the times: for an engine with so many rails that its reply would be too long with them.
+pub(super) fn without_times(mut reply: Value) -> Value {
+    for rail in reply["rails"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        rail.remove("queue_ns");
+        rail.remove("wire_ns");
+    }
+    reply
+}
+
+fn incidents(shared: &Shared, only_open: bool) -> Value {
+    shared.incidents().iter().filter(|incident| !only_open || !incident.closed).map(incident).collect()
+}
+
+fn counters(reply: &mut Value, shared: &Shared) {
+    let counters = shared.counters();
+    let core = |c: &CoreCounters| {
+        json!({
+            "core": c.core, "work_requests": c.work_requests, "doorbells": c.doorbells,
+            "completions": c.completions, "bytes": c.bytes, "slices": c.slices,
+            "failed": c.failed, "retries": c.retries, "first_errors": c.first_errors,
+            "flushes": c.flushes, "refused": c.refused, "busy_turns": c.busy_turns,
+            "idle_turns": c.idle_turns, "sleeps": c.sleeps,
+        })
+    };
+    reply["cores"] = counters.cores.iter().map(core).collect();
+    reply["callers"] = json!({ "copies": counters.copies, "bytes": counters.copied_bytes });
 }
 
 /// A request that gets no report.
@@ -78,6 +104,37 @@ fn rail(rail: &RailInfo) -> Value {
         "nic": rail.nic, "peer": rail.peer, "peer_nic": rail.peer_nic, "fabric": rail.fabric.as_str(), "state": rail.state,
         "usable": rail.usable, "core": rail.core, "qps": rail.qps, "path_mtu": rail.path_mtu.map(crate::Mtu::bytes),
         "lives": rail.lives, "moonrail": rail.moonrail, "bytes": rail.bytes,
+    })
+}
+
+fn live(info: &RailInfo) -> Value {
+    let mut reply = rail(info);
+    for (name, value) in [
+        ("slices", json!(info.slices)),
+        ("in_flight_slices", json!(info.in_flight_slices)),
+        ("in_flight_bytes", json!(info.in_flight_bytes)),
+        ("cap_bytes", json!(info.cap_bytes)),
+        ("round_trip_ns", json!(info.round_trip.map(|span| span.as_nanos() as u64))),
+        ("returned", json!(info.returned)),
+        ("first_errors", json!(info.first_errors)),
+        ("flushes", json!(info.flushes)),
+        ("evictions", json!(info.evictions)),
+        ("queue_ns", times(&info.queue_time)),
+        ("wire_ns", times(&info.wire_time)),
+    ] {
+        reply[name] = value;
+    }
+    reply
+}
+
+fn times(spread: &Spread) -> Value {
+    json!({ "sum": spread.sum_ns(), "counts": spread.counts() })
+}
+
+fn nic(nic: &NicInfo) -> Value {
+    json!({
+        "name": nic.name, "fabric": nic.fabric.as_str(), "numa_node": nic.numa_node, "cores": nic.cores,
+        "registered_bytes": nic.registered, "evictions": nic.evictions,
     })
 }
 

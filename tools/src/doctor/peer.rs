@@ -302,6 +302,16 @@ mod tests {
             lives: 2,
             moonrail: true,
             bytes: 0,
+            slices: 0,
+            in_flight_slices: 0,
+            in_flight_bytes: 0,
+            cap_bytes: 0,
+            round_trip: None,
+            returned: 0,
+            first_errors: 2,
+            flushes: 0,
+            queue_time: moonrail::Spread::default(),
+            wire_time: moonrail::Spread::default(),
             evictions: 0,
         };
         let found = judge(&rail, 1, &[]);
