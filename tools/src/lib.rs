@@ -3,7 +3,7 @@
 //! In the order an operator meets them: [`cli`] reads the command line, [`gflags`] the one of `transfer_engine_bench`;
 //! [`node`] makes an engine of it; [`nics`], [`topology`], [`serve`], [`bench`], [`ping`], [`doctor`], [`segments`] and
 //! [`incidents`] are the subcommands; [`failure`] says how it ends.
-//! [`units`], [`table`], [`say`], [`progress`] and [`signal`] are what they share.
+//! [`units`], [`table`], [`say`], [`progress`], [`port_counters`] and [`signal`] are what they share.
 
 pub mod bench;
 pub mod cli;
@@ -14,6 +14,7 @@ pub mod incidents;
 pub mod nics;
 pub mod node;
 pub mod ping;
+pub mod port_counters;
 pub mod progress;
 pub mod say;
 pub mod segments;

@@ -1,17 +1,19 @@
 //! `moonrail nics`: every RDMA device, what it offers, which GID would be used and why, and what is in the way.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use moonrail_control::gid::{self, GidChoice, GidError, GidReason};
-use moonrail_datapath::nic::verbs::{DeviceSummary, ListError, PortSummary, list};
+use moonrail_datapath::nic::verbs::{DeviceSummary, ListError, PortSummary, list, namespaces_share_devices};
 use moonrail_datapath::nic::{GidEntry, GidKind, LinkLayer, PortState};
 use moonrail_datapath::units::{Gid, GidIndex, Mtu};
 use serde_json::{Value, json};
 
 use crate::cli::NicsArgs;
 use crate::failure::{Failure, Result};
+use crate::port_counters;
 use crate::say;
 use crate::signal::Stop;
 use crate::table::{Align, Table, wrap};
@@ -19,6 +21,8 @@ use crate::units;
 
 /// A table may hold hundreds of addresses; the reasons repeat. `--json` has them all.
 const REASONS_SHOWN: usize = 8;
+/// Where the kernel shows its devices.
+const SYSFS: &str = "/sys";
 
 /// What the environment asks of a NIC, as the engine reads it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,17 +65,28 @@ fn show(as_json: bool, wanted: Wanted) -> Result<ExitCode> {
         Ok(devices) => devices,
         Err(e) => {
             if as_json {
-                say::line(json!({ "devices": [], "problem": e.to_string() }));
+                let mode = namespaces_share_devices().map(namespaces);
+                say::line(json!({ "devices": [], "network_namespaces": mode, "problem": e.to_string() }));
             }
             return Err(nothing(&e));
         }
     };
     let usable = devices.iter().any(|d| blockers(d, wanted).is_empty());
     if as_json {
-        let devices: Vec<Value> = devices.iter().map(|d| device_json(d, wanted)).collect();
-        say::line(format!("{:#}", json!({ "devices": devices })));
+        let devices: Vec<Value> = devices.iter().map(|d| device_json(d, wanted, Path::new(SYSFS))).collect();
+        let mode = namespaces_share_devices().map(namespaces);
+        say::line(format!("{:#}", json!({ "devices": devices, "network_namespaces": mode })));
     } else {
-        say::line(devices.iter().map(|d| device_text(d, wanted)).collect::<Vec<_>>().join("\n").trim_end());
+        let mut all = devices.iter().map(|d| device_text(d, wanted, Path::new(SYSFS))).collect::<Vec<_>>().join("\n");
+        if let Some(shared) = namespaces_share_devices() {
+            let means = if shared {
+                "each has every device"
+            } else {
+                "a device is in one of them: `rdma dev set DEVICE netns NAME` moves it"
+            };
+            let _ = write!(all, "\nnetwork namespaces: {} ({means})", namespaces(shared));
+        }
+        say::line(all.trim_end());
     }
     if usable {
         return Ok(ExitCode::SUCCESS);
@@ -80,6 +95,11 @@ fn show(as_json: bool, wanted: Wanted) -> Result<ExitCode> {
         format!("none of the {} RDMA devices can be used", devices.len()),
         "see what stands under `in the way` for each device",
     ))
+}
+
+/// The word of `rdma system`.
+fn namespaces(shared: bool) -> &'static str {
+    if shared { "shared" } else { "exclusive" }
 }
 
 /// There is no device to show: what is missing, and how to get one.
@@ -92,6 +112,15 @@ pub(crate) fn nothing(error: &ListError) -> Failure {
         }
         _ => "`rdma link` shows what the kernel has; in a container pass in /dev/infiniband",
     };
+    if namespaces_share_devices() == Some(false) {
+        return Failure::new(
+            error,
+            format!(
+                "devices are in one network namespace each here (`rdma system`): `rdma dev set DEVICE netns NAME` from the one \
+                 that has it; else: {next}"
+            ),
+        );
+    }
     Failure::new(error, next)
 }
 
@@ -159,7 +188,7 @@ pub(crate) fn address(entry: &GidEntry) -> String {
     entry.gid.to_ipv4().map_or_else(|| entry.gid.to_ipv6().to_string(), |ip| ip.to_string())
 }
 
-fn device_text(device: &DeviceSummary, wanted: Wanted) -> String {
+fn device_text(device: &DeviceSummary, wanted: Wanted, sysfs: &Path) -> String {
     let info = &device.info;
     let mut text = info.name.clone();
     let numa = info.numa_node.map_or("no NUMA node".to_owned(), |n| format!("NUMA node {n}"));
@@ -168,6 +197,7 @@ fn device_text(device: &DeviceSummary, wanted: Wanted) -> String {
     let _ = writeln!(text, "  {place}, {numa}{firmware}");
     for port in &device.ports {
         port_text(&mut text, port, device.problem.is_none(), wanted);
+        counters_text(&mut text, &port_counters::read(sysfs, &info.name, port.info.port.0));
     }
     if device.problem.is_none() {
         let limits = format!(
@@ -237,6 +267,25 @@ fn port_text(text: &mut String, port: &PortSummary, readable: bool, wanted: Want
     }
 }
 
+/// What the port moved, and which of its counters of errors are not zero.
+fn counters_text(text: &mut String, counters: &port_counters::Counters) {
+    if counters.is_empty() {
+        return;
+    }
+    let bad = || counters.iter().filter(|(name, _)| port_counters::is_bad(name));
+    let set: Vec<String> = bad().filter(|(_, n)| **n > 0).map(|(name, n)| format!("{name} {n}")).collect();
+    let errors = if set.is_empty() {
+        format!("counters of errors: all 0 ({} read)", bad().count())
+    } else {
+        format!("counters of errors: {}", set.join(", "))
+    };
+    let moved = match port_counters::moved(counters) {
+        Some((sent, received)) => format!("sent {}, received {}; ", units::size(sent), units::size(received)),
+        None => String::new(),
+    };
+    paragraph(text, 4, &format!("{moved}{errors}"));
+}
+
 fn chosen_because(choice: &GidChoice) -> String {
     match choice.reason {
         GidReason::Ranked => format!("best class of this port, {}", choice.class),
@@ -254,7 +303,7 @@ fn paragraph(text: &mut String, indent: usize, words: &str) {
     }
 }
 
-fn device_json(device: &DeviceSummary, wanted: Wanted) -> Value {
+fn device_json(device: &DeviceSummary, wanted: Wanted, sysfs: &Path) -> Value {
     let info = &device.info;
     json!({
         "name": info.name,
@@ -266,13 +315,13 @@ fn device_json(device: &DeviceSummary, wanted: Wanted) -> Value {
             "max_qp_wr": info.max_qp_wr, "max_sge": info.max_sge, "max_cqe": info.max_cqe,
             "max_qp_init_rd_atom": info.max_qp_init_rd_atom, "max_qp_rd_atom": info.max_qp_rd_atom,
         },
-        "ports": device.ports.iter().map(|p| port_json(p, wanted)).collect::<Vec<_>>(),
+        "ports": device.ports.iter().map(|p| port_json(p, wanted, &info.name, sysfs)).collect::<Vec<_>>(),
         "usable": blockers(device, wanted).is_empty(),
         "in_the_way": blockers(device, wanted),
     })
 }
 
-fn port_json(port: &PortSummary, wanted: Wanted) -> Value {
+fn port_json(port: &PortSummary, wanted: Wanted, device: &str, sysfs: &Path) -> Value {
     let info = &port.info;
     let chosen = choice(port, wanted);
     let gids: Vec<Value> = port
@@ -301,6 +350,7 @@ fn port_json(port: &PortSummary, wanted: Wanted) -> Value {
         "rate_mbps": info.rate_mbps,
         "gid_table_len": info.gid_table_len,
         "gids": gids,
+        "counters": port_counters::read(sysfs, device, info.port.0),
     })
 }
 
@@ -351,13 +401,13 @@ mod tests {
 
     #[test]
     fn the_table_shows_the_choice_with_its_reason_in_80_columns() {
-        let text = device_text(&device(PortState::Active, two_gids()), WANTED);
+        let text = device_text(&device(PortState::Active, two_gids()), WANTED, Path::new("/nowhere"));
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         let chosen = text.lines().find(|line| line.ends_with("<- used")).unwrap();
         assert!(chosen.contains("10.0.0.1") && chosen.contains("RoCE v2"), "{text}");
         assert!(text.contains("ACTIVE") && text.contains("MTU 1024 of 4096") && text.contains("network-private-v4"));
         assert!(!text.contains("in the way"), "{text}");
-        let json = device_json(&device(PortState::Active, two_gids()), WANTED);
+        let json = device_json(&device(PortState::Active, two_gids()), WANTED, Path::new("/nowhere"));
         assert_eq!(json["usable"], true);
         assert_eq!(json["ports"][0]["gids"][1]["chosen"], true);
         assert_eq!(json["ports"][0]["gids"][0]["chosen"], false);
@@ -375,5 +425,23 @@ mod tests {
         assert!(said(&device(PortState::Active, two_gids()), at(9)).contains("outside the table of 4 entries"));
         let other_port = Wanted { port: 2, gid_index: None };
         assert!(said(&device(PortState::Active, two_gids()), other_port).contains("MC_IB_PORT"));
+    }
+
+    #[test]
+    fn counters_stand_below_their_port_and_errors_are_named() {
+        let counters = |pairs: &[(&str, u64)]| pairs.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
+        let said = |pairs: &[(&str, u64)]| {
+            let mut text = String::new();
+            counters_text(&mut text, &counters(pairs));
+            text
+        };
+        assert_eq!(said(&[]), "");
+        assert_eq!(
+            said(&[("port_xmit_data", 256), ("port_rcv_data", 512), ("symbol_error", 0)]),
+            "    sent 1 KiB, received 2 KiB; counters of errors: all 0 (1 read)\n"
+        );
+        let bad =
+            said(&[("sent_pkts", 9), ("completer_retry_err", 2), ("duplicate_request", 1), ("out_of_sequence", 3)]);
+        assert_eq!(bad, "    counters of errors: completer_retry_err 2, out_of_sequence 3\n");
     }
 }

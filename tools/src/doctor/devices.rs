@@ -1,6 +1,5 @@
 //! RDMA devices: there, usable, on the right GID, with an MTU that fits, and without errors that rise.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,27 +10,13 @@ use moonrail_datapath::nic::{LinkLayer, PortState};
 
 use super::finding::Finding;
 use crate::nics::{self, Wanted};
+use crate::port_counters::{self, Counters};
 use crate::units::size;
 
 /// Between the two looks at the counters.
 const WATCH: Duration = Duration::from_secs(1);
 /// What the kernel keeps free for headers when it derives the path MTU (iboe_get_mtu: GRH, UDP, BTH, XRC, atomic, ICRC).
 const ROCE_OVERHEAD: u32 = 40 + 8 + 12 + 4 + 28 + 4;
-/// Counters whose names hold one of these count something bad.
-const BAD: [&str; 11] = [
-    "err",
-    "discard",
-    "drop",
-    "downed",
-    "recovery",
-    "exceeded",
-    "timeout",
-    "out_of_sequence",
-    "nak",
-    "retry",
-    "malformed",
-];
-
 /// What is asked of the devices.
 pub struct Asked<'a> {
     /// The node's options.
@@ -234,22 +219,13 @@ fn fitting(net: u32) -> Mtu {
 }
 
 /// The counters of a port that count something bad.
-fn counters(sysfs: &Path, device: &str, port: u8) -> BTreeMap<String, u64> {
-    let folder = sysfs.join("class/infiniband").join(device).join("ports").join(port.to_string());
-    let mut all = BTreeMap::new();
-    for kind in ["counters", "hw_counters"] {
-        for entry in std::fs::read_dir(folder.join(kind)).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let value = std::fs::read_to_string(entry.path()).ok().and_then(|text| text.trim().parse().ok());
-            if let Some(value) = value.filter(|_| BAD.iter().any(|word| name.contains(word))) {
-                all.insert(name, value);
-            }
-        }
-    }
+fn counters(sysfs: &Path, device: &str, port: u8) -> Counters {
+    let mut all = port_counters::read(sysfs, device, port);
+    all.retain(|name, _| port_counters::is_bad(name));
     all
 }
 
-fn rising(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> Finding {
+fn rising(before: &Counters, after: &Counters) -> Finding {
     const CHECK: &str = "error counters";
     if after.is_empty() {
         return Finding::skip(CHECK, "the driver has none");
@@ -312,10 +288,10 @@ mod tests {
 
     #[test]
     fn only_what_rises_is_an_alarm() {
-        let with = |value| BTreeMap::from([("symbol_error".to_owned(), value), ("link_downed".to_owned(), 3)]);
+        let with = |value| Counters::from([("symbol_error".to_owned(), value), ("link_downed".to_owned(), 3)]);
         assert_eq!(rising(&with(7), &with(7)).verdict, Verdict::Pass);
         let found = rising(&with(7), &with(9));
         assert!(found.verdict == Verdict::Warn && found.evidence.contains("symbol_error by 2"), "{found:?}");
-        assert_eq!(rising(&BTreeMap::new(), &BTreeMap::new()).verdict, Verdict::Skip);
+        assert_eq!(rising(&Counters::new(), &Counters::new()).verdict, Verdict::Skip);
     }
 }

@@ -128,6 +128,12 @@ fn next_step(kernel_support: bool, uverbs_loaded: bool) -> &'static str {
     }
 }
 
+/// Whether every network namespace of this machine has every RDMA device, or each device is in one (`rdma system set netns
+/// exclusive`); `None` where the kernel has no RDMA, or knows no such mode.
+pub fn namespaces_share_devices() -> Option<bool> {
+    Sysfs::system().shares_devices()
+}
+
 /// Lists every RDMA device, those that cannot be opened included, with the reason. Opens each for a moment.
 ///
 /// # Errors
@@ -225,6 +231,16 @@ mod tests {
         assert!(no_device(&tree.sysfs()).to_string().contains("modprobe ib_uverbs"));
         tree.file("module/ib_uverbs/refcnt", "0");
         assert!(no_device(&tree.sysfs()).to_string().contains("rdma link add"));
+    }
+
+    #[test]
+    fn the_mode_of_network_namespaces_is_read() {
+        let tree = FakeSysfs::new();
+        assert_eq!(tree.sysfs().shares_devices(), None);
+        for (text, shared) in [("Y", Some(true)), ("N", Some(false)), ("?", None)] {
+            tree.file("module/ib_core/parameters/netns_mode", text);
+            assert_eq!(tree.sysfs().shares_devices(), shared);
+        }
     }
 
     #[test]

@@ -39,7 +39,7 @@ use crate::units::PortNum;
 use device::{Context, DeviceList, Pd};
 use sysfs::Sysfs;
 
-pub use inspect::{AccessProblem, DeviceSummary, ListError, PortSummary, list};
+pub use inspect::{AccessProblem, DeviceSummary, ListError, PortSummary, list, namespaces_share_devices};
 pub use library::LibraryMissing;
 
 /// Why a device could not be opened.

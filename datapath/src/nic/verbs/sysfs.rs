@@ -41,6 +41,18 @@ impl Sysfs {
         self.root.join("module").join(name).is_dir()
     }
 
+    /// Whether every network namespace has every device (`rdma system`); `None` where the kernel has no RDMA, or is older than
+    /// that mode (5.2).
+    pub(super) fn shares_devices(&self) -> Option<bool> {
+        let text = read(&self.root.join("module/ib_core/parameters/netns_mode"))?;
+        // A parameter of the kind bool reads as Y or N.
+        match text.as_str() {
+            "Y" | "1" => Some(true),
+            "N" | "0" => Some(false),
+            _ => None,
+        }
+    }
+
     /// The devices, by name.
     pub(super) fn devices(&self) -> Vec<String> {
         let mut names = entries(&self.class());
