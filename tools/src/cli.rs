@@ -1,17 +1,24 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use moonrail::Fabric;
 
-use crate::failure::STATUS_HELP;
-use crate::units::{parse_size, parse_span};
+use crate::units::{Sizes, parse_size, parse_sizes, parse_span};
 
 /// Moves bytes between the memory of processes: inspects RDMA NICs, offers memory, and measures transfers.
 #[derive(Parser, Debug)]
-#[command(name = "moonrail", version, after_help = STATUS_HELP, max_term_width = 80)]
+#[command(
+    name = "moonrail",
+    version,
+    max_term_width = 80,
+    after_help = "Examples:\n  moonrail nics\n  moonrail serve --size 1GiB\n  moonrail bench 10.0.0.1:15123 --block 64KiB\n  \
+    moonrail doctor 10.0.0.1:15123\n\n\
+    Exit status: 0 done, 1 the run failed (the reason is on stderr), 2 wrong usage."
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -37,11 +44,82 @@ pub enum Command {
     Segments(SegmentsArgs),
     /// Tell what went wrong on the rails of the engines that run on this host, and what came of it
     Incidents(IncidentsArgs),
+    /// Watch a running engine of this host: rails, throughput, what is in flight, how long it takes
+    Top(TopArgs),
+    /// Print completions for a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write those of all commands
+    Man(ManArgs),
+}
+
+/// `moonrail top`
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Keys: q leaves; up, down, space scroll. Without a terminal it prints a page every so often. Queue is the time \
+    from submission to being posted, wire from there to being known to be done; quantiles are at most an eighth too high. \
+    Reading an engine costs its data cores nothing. MOONRAIL_INSPECT names the folder of the sockets, if it is not the usual \
+    one.\n\n\
+    Examples:\n  moonrail top\n  moonrail top 4711 --interval 500ms\n  moonrail top 10.0.0.1:15123 --once --json\n\n\
+    Exit status: 0 left, 1 there is no such engine, or it has ended, 2 wrong usage."
+)]
+pub struct TopArgs {
+    /// Its process, or its name [default: the only one]
+    #[arg(value_name = "PID|NAME")]
+    pub engine: Option<String>,
+    /// Between two readings, 50ms to an hour
+    #[arg(long, short, value_parser = parse_interval, default_value = "1s", value_name = "TIME")]
+    pub interval: Duration,
+    /// Print what happens in one interval, and end
+    #[arg(long)]
+    pub once: bool,
+    /// Print JSON, one line for each reading; docs/operating.md has the members
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let span = parse_span(text)?;
+    if (Duration::from_millis(50)..=Duration::from_secs(3600)).contains(&span) {
+        return Ok(span);
+    }
+    Err(format!("{text:?} is not between 50ms and 1h"))
+}
+
+/// A shell that completes words.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Shell {
+    /// GNU bash
+    Bash,
+    /// zsh
+    Zsh,
+    /// fish
+    Fish,
+}
+
+/// `moonrail completions`
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  moonrail completions bash > /etc/bash_completion.d/moonrail\n  \
+    moonrail completions zsh > /usr/local/share/zsh/site-functions/_moonrail\n  \
+    moonrail completions fish > ~/.config/fish/completions/moonrail.fish")]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: Shell,
+}
+
+/// `moonrail man`
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  moonrail man | man -l -\n  moonrail man /usr/local/share/man/man1")]
+pub struct ManArgs {
+    /// Folder for moonrail.1, moonrail-nics.1 and so on [default: moonrail.1 on stdout]
+    #[arg(value_name = "FOLDER")]
+    pub folder: Option<PathBuf>,
 }
 
 /// `moonrail nics`
 #[derive(Args, Debug)]
-#[command(after_help = "Exit status: 0 if at least one NIC can be used, 1 if none can, 2 wrong usage.")]
+#[command(after_help = "Examples:\n  moonrail nics\n  moonrail nics --json\n  moonrail nics --watch 5s\n\n\
+    Exit status: 0 if at least one NIC can be used, 1 if none can, 2 wrong usage.")]
 pub struct NicsArgs {
     /// Print JSON, one object per device and port
     #[arg(long)]
@@ -73,6 +151,8 @@ pub struct TopologyArgs {
     max_term_width = 80,
     after_help = "Each engine keeps its last 256 incidents; the engines of this user are read, and root's command reads \
         everybody's. MOONRAIL_INSPECT names the folder of their sockets, if it is not the usual one.\n\n\
+        Examples:\n  moonrail incidents\n  moonrail incidents --open --brief --watch 1s\n  \
+        moonrail incidents 10.0.0.1:15123 --json\n\n\
         Exit status: 0 every engine asked for was read, 1 one could not be, or none runs, 2 wrong usage."
 )]
 pub struct IncidentsArgs {
@@ -164,7 +244,10 @@ pub struct NodeArgs {
 
 /// `moonrail serve`
 #[derive(Args, Debug)]
-#[command(after_help = STATUS_HELP)]
+#[command(after_help = "Examples:\n  moonrail serve\n  \
+    moonrail serve --metadata etcd://10.0.0.1:2379 --name 10.0.0.2:12345 --size 1GiB\n  \
+    moonrail serve --buffers 2 --verify --metrics 127.0.0.1:9477\n\n\
+    Exit status: 0 stopped by a signal, 1 the run failed (the reason is on stderr), 2 wrong usage.")]
 pub struct ServeArgs {
     /// Bytes of each buffer
     #[arg(long, default_value = "64MiB", value_parser = parse_size)]
@@ -178,6 +261,9 @@ pub struct ServeArgs {
     /// Print name and buffers as JSON instead of `listening on …`
     #[arg(long)]
     pub json: bool,
+    /// Offer http://ADDR/metrics for Prometheus, to whoever reaches it; port 0 takes a free one
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics: Option<SocketAddr>,
     /// This node.
     #[command(flatten)]
     pub node: NodeArgs,
@@ -198,6 +284,12 @@ pub enum Operation {
 #[derive(Args, Debug)]
 #[command(after_help = "With --mode=initiator or --mode=target this command stands in for Mooncake's \
     transfer_engine_bench: its flags, defaults and syntax (moonrail bench --mode=target --help lists them).\n\n\
+    Every combination of --op, --block, --batch and --threads is one measurement. --rail measures one pair of NICs and nothing \
+    else, as ib_write_bw does.\n\n\
+    Examples:\n  moonrail bench 10.0.0.1:15123\n  \
+    moonrail bench 10.0.0.1:15123 --op both --block 4KiB..4MiB --duration 2s --plot\n  \
+    moonrail bench 10.0.0.1:15123 --block 64B..64KiB --batch 1,16 --threads 1,4 --csv\n  \
+    moonrail bench 10.0.0.1:15123 --rail mlx5_0=mlx5_1 --block 1MiB --svg rail.svg\n\n\
     Exit status: 0 done, 1 the run failed or a byte was wrong, 2 wrong usage (1 with --mode, as that program).")]
 pub struct BenchArgs {
     /// Segment to open: the name a node was given, or HOST:PORT of one without a metadata server
@@ -206,15 +298,15 @@ pub struct BenchArgs {
     /// What to measure
     #[arg(long, value_enum, default_value = "write")]
     pub op: Operation,
-    /// Bytes of a block, one measurement each
-    #[arg(long, value_delimiter = ',', default_value = "64KiB", value_parser = parse_size, value_name = "SIZE,…")]
-    pub block: Vec<u64>,
+    /// Bytes of a block, one measurement each; FROM..TO doubles
+    #[arg(long, value_delimiter = ',', default_value = "64KiB", value_parser = parse_sizes, value_name = "SIZE,…")]
+    pub block: Vec<Sizes>,
     /// Blocks submitted together
-    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub batch: u32,
+    #[arg(long, value_delimiter = ',', default_value = "16", value_name = "N,…", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub batch: Vec<u32>,
     /// Threads that submit
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub threads: u32,
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,…", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: Vec<u32>,
     /// How long each measurement takes [default: 10s]
     #[arg(long, value_parser = parse_span, value_name = "TIME", conflicts_with = "iterations")]
     pub duration: Option<Duration>,
@@ -236,9 +328,24 @@ pub struct BenchArgs {
     /// Longest time a batch may take, at least 5s
     #[arg(long, value_parser = parse_span, default_value = "30s", value_name = "TIME")]
     pub timeout: Duration,
+    /// One rail alone: our NIC and the peer's, or `shm`, or `tcp`
+    #[arg(long, value_name = "NIC=PEER_NIC", conflicts_with_all = ["nics", "nic_priority_matrix", "fabrics", "require", "prefer"])]
+    pub rail: Option<String>,
     /// Print JSON instead of tables
     #[arg(long)]
     pub json: bool,
+    /// Print comma-separated values instead of tables: a line per measurement
+    #[arg(long, conflicts_with = "json")]
+    pub csv: bool,
+    /// Plot throughput and latency over the block size below the tables
+    #[arg(long, conflicts_with_all = ["json", "csv"])]
+    pub plot: bool,
+    /// Write that plot as SVG, too
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Offer http://ADDR/metrics for Prometheus, to whoever reaches it; port 0 takes a free one
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics: Option<SocketAddr>,
     /// This node.
     #[command(flatten)]
     pub node: NodeArgs,
@@ -300,7 +407,9 @@ pub struct DoctorArgs {
 
 /// `moonrail segments`
 #[derive(Args, Debug)]
-#[command(after_help = STATUS_HELP)]
+#[command(after_help = "Examples:\n  moonrail segments ls --metadata etcd://10.0.0.1:2379\n  \
+    moonrail segments prune --metadata etcd://10.0.0.1:2379 --yes\n\n\
+    Exit status: 0 done, 1 the run failed (the reason is on stderr), 2 wrong usage.")]
 pub struct SegmentsArgs {
     /// What to do with them.
     #[command(subcommand)]
@@ -387,6 +496,37 @@ pub struct PruneArgs {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    /// Command lines that a help text shows.
+    fn examples(help: &str) -> Vec<Vec<String>> {
+        let lines = help.lines().skip_while(|line| !line.contains("Example")).take_while(|line| !line.is_empty());
+        let commands = lines.flat_map(|line| line.split(['>', '|', ';']).map(str::to_owned).collect::<Vec<_>>());
+        let words = |command: String| command.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let bare = |words: Vec<String>| words.into_iter().skip_while(|word| word != "moonrail").collect::<Vec<_>>();
+        commands.map(words).map(bare).filter(|words| !words.is_empty()).collect()
+    }
+
+    fn check_examples(command: &clap::Command, path: &[&str]) {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let examples = examples(&help);
+        let own =
+            |words: &Vec<String>| words.iter().zip(path).all(|(word, of)| word == of) && words.len() >= path.len();
+        assert!(examples.iter().any(own), "{path:?} has no example of its own:\n{help}");
+        for words in examples {
+            let parsed = Cli::try_parse_from(&words);
+            assert!(parsed.is_ok(), "{words:?}: {}", parsed.unwrap_err());
+        }
+        for sub in command.get_subcommands() {
+            check_examples(sub, &[path, &[sub.get_name()]].concat());
+        }
+    }
+
+    #[test]
+    fn every_command_has_an_example_and_every_example_is_understood() {
+        check_examples(&Cli::command(), &["moonrail"]);
+        let [one, two] = &examples("x\n\nExample: moonrail a > b; moonrail c\n\nmoonrail d")[..] else { panic!() };
+        assert_eq!((one.join(" "), two.join(" ")), ("moonrail a".into(), "moonrail c".into()));
+    }
 
     #[test]
     fn the_command_line_is_well_formed() {

@@ -1,12 +1,8 @@
-//! How the command ends: what went wrong, what to do next, and the exit status.
+//! How the command ends: what went wrong, what to do next, and the exit status: 0 done, 1 the run failed, 2 wrong usage.
+//! `bench --mode=…` keeps those of `transfer_engine_bench`: 1 for a wrong flag too.
 
 use std::fmt;
 use std::process::ExitCode;
-
-/// Exit statuses, the same for every subcommand.
-///
-/// `bench --mode=…` keeps those of `transfer_engine_bench`: 1 for a wrong flag too.
-pub const STATUS_HELP: &str = "Exit status: 0 done, 1 the run failed (the reason is on stderr), 2 wrong usage.";
 
 /// A failed command: a cause and the next step, for an operator.
 #[derive(Clone, PartialEq, Eq, Debug)]

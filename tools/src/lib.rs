@@ -1,8 +1,9 @@
 //! The `moonrail` command.
 //!
 //! In the order an operator meets them: [`cli`] reads the command line, [`gflags`] the one of `transfer_engine_bench`;
-//! [`node`] makes an engine of it; [`nics`], [`topology`], [`serve`], [`bench`], [`ping`], [`doctor`], [`segments`] and
-//! [`incidents`] are the subcommands; [`failure`] says how it ends.
+//! [`node`] makes an engine of it; [`nics`], [`topology`], [`serve`], [`bench`], [`ping`], [`doctor`], [`segments`],
+//! [`incidents`] and [`top`] are the subcommands; [`pages`] makes manual pages and completions of the command line;
+//! [`failure`] says how it ends.
 //! [`units`], [`table`], [`say`], [`progress`], [`port_counters`] and [`signal`] are what they share.
 
 pub mod bench;
@@ -13,6 +14,7 @@ pub mod gflags;
 pub mod incidents;
 pub mod nics;
 pub mod node;
+pub mod pages;
 pub mod ping;
 pub mod port_counters;
 pub mod progress;
@@ -21,6 +23,7 @@ pub mod segments;
 pub mod serve;
 pub mod signal;
 pub mod table;
+pub mod top;
 pub mod topology;
 pub mod units;
 
@@ -46,6 +49,9 @@ pub fn main(args: &[String]) -> ExitCode {
         cli::Command::Doctor(args) => doctor::run(&args),
         cli::Command::Segments(args) => segments::run(&args),
         cli::Command::Incidents(args) => incidents::run(&args),
+        cli::Command::Top(args) => top::run(&args),
+        cli::Command::Completions(args) => pages::completions(&args),
+        cli::Command::Man(args) => pages::man(&args),
     };
     done.unwrap_or_else(|failure| failure.report())
 }

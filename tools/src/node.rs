@@ -1,8 +1,9 @@
 //! From the options of a node to a running engine.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use moonrail::{Engine, EngineBuilder, PollMode, Region};
+use moonrail::{Engine, EngineBuilder, Fabric, PollMode, Region};
 
 use crate::cli::{NodeArgs, Poll};
 use crate::failure::{Failure, Result};
@@ -41,6 +42,46 @@ pub fn builder(args: &NodeArgs) -> Result<EngineBuilder> {
         Poll::Adaptive => PollMode::Adaptive,
         Poll::Busy => PollMode::Busy,
     }))
+}
+
+/// The node with one rail to each peer and nothing else: `NIC=PEER_NIC`, `shm` or `tcp`.
+///
+/// # Errors
+/// It is no rail.
+pub fn over_rail(builder: EngineBuilder, rail: &str) -> Result<EngineBuilder> {
+    let alone = |fabric| (fabric, None);
+    let (fabric, nics) = match rail.split_once('=') {
+        Some((nic, peer_nic)) if !nic.is_empty() && !peer_nic.is_empty() => (Fabric::Rdma, Some((nic, peer_nic))),
+        None if rail == Fabric::Shm.as_str() => alone(Fabric::Shm),
+        None if rail == Fabric::Tcp.as_str() => alone(Fabric::Tcp),
+        _ => {
+            return Err(Failure::usage(
+                format!("--rail {rail} is no rail"),
+                "give our NIC and the peer's, as mlx5_0=mlx5_1 (`moonrail ping` lists them), or shm, or tcp",
+            ));
+        }
+    };
+    let builder = builder.fabrics([fabric]).require(fabric);
+    Ok(match nics {
+        Some((nic, peer)) => builder.nics([nic]).peer_affinity(vec![(nic.to_owned(), vec![peer.to_owned()])]),
+        None => builder,
+    })
+}
+
+/// With a page for Prometheus, if one is asked for.
+#[must_use]
+pub fn with_metrics(builder: EngineBuilder, addr: Option<SocketAddr>) -> EngineBuilder {
+    match addr {
+        Some(addr) => builder.metrics_http(addr),
+        None => builder,
+    }
+}
+
+/// Says where that page is, on stderr: the port may have been drawn.
+pub fn tell_metrics(engine: &Engine) {
+    if let Some(addr) = engine.metrics_addr() {
+        eprintln!("metrics at http://{addr}/metrics");
+    }
 }
 
 /// Ends the engine; an error if something of it could not be ended in time, unless there was one already.
@@ -101,6 +142,19 @@ pub fn host_name() -> String {
 mod tests {
     use super::*;
     use clap::Parser;
+
+    #[test]
+    fn a_rail_is_two_nics_or_a_fabric_of_the_host() {
+        for rail in ["mlx5_0=mlx5_1", "shm", "tcp"] {
+            assert!(over_rail(Engine::builder(), rail).is_ok(), "{rail}");
+        }
+        for wrong in ["", "mlx5_0", "=", "mlx5_0=", "=mlx5_1", "rdma"] {
+            assert!(
+                over_rail(Engine::builder(), wrong).is_err_and(|e| e.to_string().contains("mlx5_0=mlx5_1")),
+                "{wrong}"
+            );
+        }
+    }
 
     fn node(line: &str) -> NodeArgs {
         let words = ["moonrail", "serve"].into_iter().chain(line.split_whitespace());

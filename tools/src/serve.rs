@@ -19,7 +19,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Runs the subcommand.
 pub fn run(args: &ServeArgs) -> Result<ExitCode> {
     let stop = signals()?;
-    let engine = node::start(node::builder(&args.node)?)?;
+    let engine = node::start(node::with_metrics(node::builder(&args.node)?, args.metrics))?;
+    node::tell_metrics(&engine);
     let regions: Result<Vec<Region>> = (0..args.buffers).map(|_| node::allocate(&engine, args.size, "*")).collect();
     let done = regions.map(|regions| {
         announce(&engine, &regions, args.json);

@@ -45,6 +45,23 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// One size, or each that doubles the one before.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sizes(pub Vec<u64>);
+
+/// Reads a size, or `FROM..TO`: FROM, twice FROM and so on, up to TO.
+///
+/// # Errors
+/// A sentence that says what is accepted.
+pub fn parse_sizes(text: &str) -> Result<Sizes, String> {
+    let Some((from, to)) = text.split_once("..") else { return Ok(Sizes(vec![parse_size(text)?])) };
+    let (from, to) = (parse_size(from)?, parse_size(to)?);
+    if from > to {
+        return Err(format!("{text:?} begins above its end: write the smaller size first"));
+    }
+    Ok(Sizes(std::iter::successors(Some(from), |size| size.checked_mul(2)).take_while(|size| *size <= to).collect()))
+}
+
 /// `1.5` of a unit, exact in whole bytes or refused.
 fn fraction(digits: &str, unit: u64) -> Option<u64> {
     let (whole, part) = digits.split_once('.')?;
@@ -111,6 +128,39 @@ pub fn span(nanos: u64) -> String {
     }
 }
 
+/// A span in at most five characters: `740ns`, `1.2us`, `123us`, `12ms`, `1.2s`, `999s`.
+pub fn short_span(nanos: u64) -> String {
+    scaled(nanos as f64, 1000.0, &["ns", "us", "ms", "s"], 2)
+}
+
+/// A number in at most five characters: `0`, `999`, `1.23k`, `12.3M`, `123G`.
+pub fn short(value: f64) -> String {
+    scaled(value, 1000.0, &["", "k", "M", "G", "T", "P", "E"], 3)
+}
+
+/// Bytes in at most five characters: `0`, `1023`, `64K`, `1.5M`, without the B.
+pub fn short_binary(bytes: u64) -> String {
+    scaled(bytes as f64, 1024.0, &["", "K", "M", "G", "T", "P", "E"], 2)
+}
+
+/// With `digits` significant digits, or more where they stand before the point; none behind it without a unit.
+fn scaled(value: f64, base: f64, units: &[&str], digits: usize) -> String {
+    let (mut value, mut at) = (value.max(0.0), 0);
+    // What would be rounded up to the base is one of the next unit.
+    while value.round() >= base && at + 1 < units.len() {
+        (value, at) = (value / base, at + 1);
+    }
+    let before = if value >= 99.95 {
+        3
+    } else if value >= 9.995 {
+        2
+    } else {
+        1
+    };
+    let behind = if at == 0 { 0 } else { digits.saturating_sub(before) };
+    format!("{value:.behind$}{}", units[at])
+}
+
 /// A time that people waited: `0.4 s`, `12.3 s`, `4 min 10 s`, `2 h 5 min`, `3 d 4 h`.
 pub fn waited(seconds: f64) -> String {
     if seconds < 60.0 {
@@ -166,6 +216,32 @@ mod tests {
             (span(740), span(12_340), span(2_100_000_000)),
             ("740 ns".into(), "12.3 us".into(), "2100.00 ms".into())
         );
+    }
+
+    #[test]
+    fn figures_that_must_be_short() {
+        let spans = [0, 740, 999, 1_000, 1_240, 12_340, 999_600, 1_000_000_000, 999_000_000_000].map(short_span);
+        assert_eq!(spans, ["0ns", "740ns", "999ns", "1.0us", "1.2us", "12us", "1.0ms", "1.0s", "999s"]);
+        let numbers = [0.0, 7.4, 999.4, 999.6, 1_234.0, 12_340.0, 999_499.0, 5.32e9, 53.2e9, 532e9].map(short);
+        assert_eq!(numbers, ["0", "7", "999", "1.00k", "1.23k", "12.3k", "999k", "5.32G", "53.2G", "532G"]);
+        assert_eq!([0, 1023, 64 << 10, 3 << 19, 1 << 40].map(short_binary), ["0", "1023", "64K", "1.5M", "1.0T"]);
+        let widest = |text: fn(u64) -> String| {
+            (0..64).flat_map(|bit| [1u64 << bit, 1023 << bit >> 10]).map(text).map(|t| t.len()).max()
+        };
+        assert_eq!(
+            (widest(|n| short_span(n.min(999_499_999_999))), widest(|n| short(n as f64)), widest(short_binary)),
+            (Some(5), Some(5), Some(5))
+        );
+    }
+
+    #[test]
+    fn ranges_of_sizes_double() {
+        assert_eq!(parse_sizes("4KiB..16KiB"), Ok(Sizes(vec![4096, 8192, 16384])));
+        assert_eq!(parse_sizes("3..7"), Ok(Sizes(vec![3, 6])));
+        assert_eq!(parse_sizes("64"), Ok(Sizes(vec![64])));
+        for bad in ["8..4", "..4", "4..", "x..y", "0..4"] {
+            assert!(parse_sizes(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

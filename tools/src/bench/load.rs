@@ -57,11 +57,18 @@ struct Shared<'a> {
     failure: Mutex<Option<Failure>>,
 }
 
-/// Runs one measurement.
+/// Runs one measurement, which is `part` of so many: for the progress line.
 ///
 /// # Errors
 /// The first thing that went wrong in any thread; the others end at their next batch.
-pub fn run(engine: &Engine, segment: &Segment, places: &Places, plan: Plan, stop: &Stop) -> Result<Outcome> {
+pub fn run(
+    engine: &Engine,
+    segment: &Segment,
+    places: &Places,
+    plan: Plan,
+    part: (usize, usize),
+    stop: &Stop,
+) -> Result<Outcome> {
     let shared = Shared {
         plan,
         engine,
@@ -74,15 +81,16 @@ pub fn run(engine: &Engine, segment: &Segment, places: &Places, plan: Plan, stop
     };
     let started = Instant::now();
     let mut latency = histogram();
-    let mut verified = 0;
+    let (mut verified, mut ended) = (0, started);
     std::thread::scope(|scope| {
         let shared = &shared;
         let workers: Vec<_> = (0..plan.layout.threads).map(|t| scope.spawn(move || work(shared, t))).collect();
-        watch(shared, started, stop, || workers.iter().all(std::thread::ScopedJoinHandle::is_finished));
+        watch(shared, part, started, stop, || workers.iter().all(std::thread::ScopedJoinHandle::is_finished));
         for worker in workers {
             match worker.join() {
-                Ok(Ok((histogram, checked))) => {
+                Ok(Ok((histogram, checked, end))) => {
                     verified += checked;
+                    ended = ended.max(end);
                     // Same bounds: adding cannot fail.
                     let _ = latency.add(histogram);
                 }
@@ -96,13 +104,14 @@ pub fn run(engine: &Engine, segment: &Segment, places: &Places, plan: Plan, stop
     }
     let batches = shared.batches.into_inner();
     let bytes = batches * plan.layout.batch_bytes();
-    Ok(Outcome { batches, bytes, verified, elapsed: started.elapsed(), latency, stopped: stop.is_asked() })
+    Ok(Outcome { batches, bytes, verified, elapsed: ended - started, latency, stopped: stop.is_asked() })
 }
 
 /// Draws the progress line and ends the run: by time, by signal, or because the threads are done.
-fn watch(shared: &Shared<'_>, started: Instant, stop: &Stop, finished: impl Fn() -> bool) {
+fn watch(shared: &Shared<'_>, part: (usize, usize), started: Instant, stop: &Stop, finished: impl Fn() -> bool) {
     let Plan { op, layout, limit, .. } = shared.plan;
-    let mut progress = Progress::new(format!("{} {}", name(op), units::size(layout.block)));
+    let which = if part.1 == 1 { String::new() } else { format!("{} of {}: ", part.0, part.1) };
+    let mut progress = Progress::new(format!("{which}{} {}", name(op), units::size(layout.block)));
     while !finished() {
         let elapsed = started.elapsed();
         let batches = shared.batches.load(Ordering::Relaxed);
@@ -158,7 +167,10 @@ impl Shared<'_> {
     }
 }
 
-fn work(shared: &Shared<'_>, thread: u64) -> Result<(Histogram<u64>, u64)> {
+/// Latencies, bytes verified, and when the last batch of a thread ended: whoever draws progress looks later.
+type Done = (Histogram<u64>, u64, Instant);
+
+fn work(shared: &Shared<'_>, thread: u64) -> Result<Done> {
     let worker = Worker::new(shared, thread);
     let done = worker.run();
     if done.is_err() {
@@ -188,7 +200,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn run(&self) -> Result<(Histogram<u64>, u64)> {
+    fn run(&self) -> Result<Done> {
         let Plan { op, layout, limit, verify, first_iteration, .. } = self.shared.plan;
         let transfers = layout.transfers(op, self.thread, self.local.addr(), self.remote);
         let mut latency = histogram();
@@ -207,7 +219,7 @@ impl<'a> Worker<'a> {
             latency.saturating_record(took.as_nanos().min(u128::from(LONGEST_NS)) as u64);
             self.shared.batches.fetch_add(1, Ordering::Relaxed);
         }
-        Ok((latency, verified))
+        Ok((latency, verified, Instant::now()))
     }
 
     /// One batch with every byte looked at.

@@ -1,13 +1,14 @@
 //! `moonrail bench`: moves blocks between this node and another, measures, and checks every byte if asked.
 //!
 //! In the order data meets them: [`plan`] says which blocks go where; [`load`] submits and waits; [`pattern`] makes and
-//! checks the bytes, [`judge`] where the memory is; [`report`] prints. [`mooncake`] is the second command line.
+//! checks the bytes, [`judge`] where the memory is; [`report`] prints, [`plot`] draws. [`mooncake`] is the second command line.
 
 pub mod judge;
 pub mod load;
 pub mod mooncake;
 pub mod pattern;
 pub mod plan;
+pub mod plot;
 pub mod report;
 
 use std::process::ExitCode;
@@ -31,7 +32,12 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
     let plans = plans(args)?;
     let stop = Stop::install()
         .map_err(|e| Failure::new(format!("signal handlers cannot be set: {e}"), "see what limits this process"))?;
-    let engine = node::start(node::builder(&args.node)?.transfer_timeout(args.timeout))?;
+    let mut builder = node::builder(&args.node)?.transfer_timeout(args.timeout);
+    if let Some(rail) = &args.rail {
+        builder = node::over_rail(builder, rail)?;
+    }
+    let engine = node::start(node::with_metrics(builder, args.metrics))?;
+    node::tell_metrics(&engine);
     node::end(&engine, measure(&engine, args, &plans, &stop))
 }
 
@@ -53,11 +59,14 @@ fn plans(args: &BenchArgs) -> Result<Vec<Plan>> {
     let limit = args.iterations.map_or_else(|| Limit::Time(args.duration.unwrap_or(DEFAULT_DURATION)), Limit::Batches);
     let mut first_iteration = fresh_iteration();
     let mut plans = Vec::new();
+    let blocks: Vec<u64> = args.block.iter().flat_map(|sizes| sizes.0.iter().copied()).collect();
     for &op in ops {
-        for &block in &args.block {
-            let layout = Layout::new(block, args.stride.unwrap_or(block), args.batch.into(), args.threads.into())?;
-            plans.push(Plan { op, layout, limit, verify, timeout: args.timeout, first_iteration });
-            first_iteration = first_iteration.wrapping_add(1 << 32);
+        for (&threads, &batch) in args.threads.iter().flat_map(|t| args.batch.iter().map(move |b| (t, b))) {
+            for &block in &blocks {
+                let layout = Layout::new(block, args.stride.unwrap_or(block), batch.into(), threads.into())?;
+                plans.push(Plan { op, layout, limit, verify, timeout: args.timeout, first_iteration });
+                first_iteration = first_iteration.wrapping_add(1 << 32);
+            }
         }
     }
     Ok(plans)
@@ -78,33 +87,44 @@ fn measure(engine: &Engine, args: &BenchArgs, plans: &[Plan], stop: &Stop) -> Re
     let check = if args.verify { vec![node::allocate(engine, largest.extent(), "*")?] } else { Vec::new() };
     let places = Places { local, check, remote };
     let mut runs = Vec::new();
-    for &plan in plans {
-        let outcome = load::run(engine, &segment, &places, plan, stop)?;
+    for (number, &plan) in plans.iter().enumerate() {
+        let outcome = load::run(engine, &segment, &places, plan, (number + 1, plans.len()), stop)?;
         let stopped = outcome.stopped;
         runs.push(Run { plan, outcome });
         if stopped {
             break;
         }
     }
-    show(engine, &segment, args.json, &runs);
+    show(engine, &segment, args, &runs)?;
     if runs.iter().any(|run| run.outcome.stopped) {
         return Err(Failure::new("a signal ended the run early", "the figures above are of what was done until then"));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(engine: &Engine, segment: &Segment, as_json: bool, runs: &[Run]) {
+fn show(engine: &Engine, segment: &Segment, args: &BenchArgs, runs: &[Run]) -> Result<()> {
     let rails = report::rails(engine, segment.name());
-    if as_json {
+    if args.json {
         let mut all = json!({
             "segment": segment.name(),
             "runs": runs.iter().map(report::run_json).collect::<Vec<Value>>(),
         });
         merge(&mut all, report::engine_json(engine, segment.name(), &rails));
         say::line(format!("{all:#}"));
+    } else if args.csv {
+        say::line(report::runs_csv(runs).trim_end());
     } else {
         say::line(format_args!("{}\n{}", report::runs_text(runs), report::rails_text(engine, segment.name(), &rails)));
+        if args.plot {
+            say::line(plot::text(runs).trim_end());
+        }
     }
+    let Some(path) = &args.svg else { return Ok(()) };
+    let over = args.rail.as_ref().map(|rail| format!(" over {rail}")).unwrap_or_default();
+    let title = format!("moonrail bench {}{over}", segment.name());
+    std::fs::write(path, plot::svg(runs, &title)).map_err(|e| {
+        Failure::new(format!("{}: {e}", path.display()), "make room, or name a file that can be written to")
+    })
 }
 
 fn merge(into: &mut Value, from: Value) {

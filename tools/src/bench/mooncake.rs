@@ -309,7 +309,7 @@ fn initiate(engine: &Engine, settings: &Settings, stop: &Stop) -> Result<()> {
         timeout: TIMEOUT,
         first_iteration: fresh_iteration(),
     };
-    let outcome = load::run(engine, &segment, &Places { local, check, remote }, plan, stop)?;
+    let outcome = load::run(engine, &segment, &Places { local, check, remote }, plan, (1, 1), stop)?;
     let line = result_line(&outcome, &settings.unit, settings.precision);
     let rails = report::rails(engine, segment.name());
     let run = Run { plan, outcome };

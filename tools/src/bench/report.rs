@@ -88,26 +88,29 @@ pub fn runs_text(runs: &[Run]) -> String {
             units::rate(outcome.bytes, outcome.elapsed),
             verified,
         ]);
-        latency_row(&mut latency, *op, *block, &outcome.latency);
+        latency_row(&mut latency, *op, *block, (*batch, *threads), &outcome.latency);
     }
     format!("{}\nlatency of a batch\n{}", moved.render(0), latency.render(0))
 }
 
 fn latency_table() -> Table {
-    let mut columns = vec![("op", Align::Left), ("block", Align::Right)];
+    let mut columns = vec![("op", Align::Left), ("block", Align::Right), ("batch", Align::Right)];
     columns.extend(QUANTILES.iter().map(|(name, _)| (*name, Align::Right)));
     columns.push(("max", Align::Right));
     Table::new(&columns)
 }
 
-fn latency_row(table: &mut Table, op: Op, block: u64, latency: &Histogram<u64>) {
-    table.row([name(op).to_owned(), units::size(block)].into_iter().chain(percentiles(latency)));
+/// `batch` is its blocks, and the threads that submit such batches beside each other.
+fn latency_row(table: &mut Table, op: Op, block: u64, (batch, threads): (u64, u64), latency: &Histogram<u64>) {
+    let batch = if threads == 1 { batch.to_string() } else { format!("{batch}x{threads}") };
+    table.row([name(op).to_owned(), units::size(block), batch].into_iter().chain(percentiles(latency)));
 }
 
 /// The latency table alone.
 pub fn latency_text(run: &Run) -> String {
     let mut table = latency_table();
-    latency_row(&mut table, run.plan.op, run.plan.layout.block, &run.outcome.latency);
+    let Layout { block, batch, threads, .. } = run.plan.layout;
+    latency_row(&mut table, run.plan.op, block, (batch, threads), &run.outcome.latency);
     format!("latency of a batch\n{}", table.render(0))
 }
 
@@ -194,6 +197,35 @@ pub fn run_json(run: &Run) -> Value {
     })
 }
 
+/// All measurements as comma-separated values, a head before them.
+pub fn runs_csv(runs: &[Run]) -> String {
+    let mut text = String::from(
+        "op,block_bytes,stride_bytes,batch,threads,batches,bytes,verified_bytes,seconds,bytes_per_second,\
+         p50_ns,p90_ns,p99_ns,p99_9_ns,max_ns,mean_ns\n",
+    );
+    for Run { plan: Plan { op, layout, .. }, outcome } in runs {
+        let Layout { block, stride, batch, threads } = layout;
+        let seconds = outcome.elapsed.as_secs_f64();
+        let at = |quantile| outcome.latency.value_at_quantile(quantile);
+        let _ = writeln!(
+            text,
+            "{},{block},{stride},{batch},{threads},{},{},{},{seconds:.6},{:.0},{},{},{},{},{},{:.0}",
+            name(*op),
+            outcome.batches,
+            outcome.bytes,
+            outcome.verified,
+            outcome.bytes as f64 / seconds.max(1e-9),
+            at(0.5),
+            at(0.9),
+            at(0.99),
+            at(0.999),
+            outcome.latency.max(),
+            outcome.latency.mean(),
+        );
+    }
+    text
+}
+
 /// Rails, cores and incidents as JSON.
 pub fn engine_json(engine: &Engine, peer: &str, rails: &[RailShare]) -> Value {
     let all: u64 = rails.iter().map(|rail| rail.bytes).sum();
@@ -232,18 +264,23 @@ pub fn engine_json(engine: &Engine, peer: &str, rails: &[RailShare]) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::bench::load::histogram;
     use crate::bench::plan::{Limit, Verify};
     use std::time::Duration;
 
     fn run(block: u64) -> Run {
+        run_of(Op::Write, block, 128, 12)
+    }
+
+    /// A thousand batches of 1 ms to 1 s.
+    pub(crate) fn run_of(op: Op, block: u64, batch: u64, threads: u64) -> Run {
         let mut latency = histogram();
         (1..=1000u64).for_each(|n| latency.saturating_record(n * 1_000_000));
-        let layout = Layout::new(block, block, 128, 12).unwrap();
+        let layout = Layout::new(block, block, batch, threads).unwrap();
         let plan = Plan {
-            op: Op::Write,
+            op,
             layout,
             limit: Limit::Batches(1),
             verify: Verify::No,
@@ -274,5 +311,13 @@ mod tests {
         assert_eq!(json["batches"], 1000);
         assert_eq!(json["verified_bytes"], json["bytes"]);
         assert!(json["latency_ns"]["p50"].as_u64().unwrap().abs_diff(500_000_000) < 1_000_000);
+    }
+
+    #[test]
+    fn csv_has_as_many_values_as_names() {
+        let text = runs_csv(&[run(4096), run_of(Op::Read, 1 << 20, 1, 1)]);
+        let counts: Vec<usize> = text.lines().map(|line| line.split(',').count()).collect();
+        assert_eq!(counts, [16, 16, 16], "{text}");
+        assert!(text.lines().nth(2).unwrap().starts_with("read,1048576,1048576,1,1,1000,1048576000,"), "{text}");
     }
 }
