@@ -17,10 +17,11 @@
 //!               ▼
 //!            batch's word; the Work goes up the event ring, control wakes who sleeps and drops it
 //! ```
-//! Modules in the order data meets them. Unsafe code lives in [`region`], `nic::verbs`, `nic::shm` and `nic::tcp`'s gather
-//! lists, nowhere else.
+//! Modules in the order data meets them. Unsafe code lives in [`region`], [`lanes`], `nic::verbs`, `nic::shm` and `nic::tcp`'s
+//! gather lists, nowhere else.
 
 pub mod error;
+pub mod lanes;
 pub mod limits;
 pub mod random;
 pub mod units;

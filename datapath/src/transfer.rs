@@ -79,16 +79,19 @@ impl Route {
     }
 
     /// Whether [`Route::end`] was called.
+    #[inline]
     pub fn is_over(&self) -> bool {
         self.0.load(Ordering::Relaxed) == OVER
     }
 
     /// The fabrics allowed now. 0: none can be used, and what waits for one ends.
+    #[inline]
     pub fn fabrics(&self) -> u8 {
         self.0.load(Ordering::Relaxed) & !OVER
     }
 
     /// Whether `fabric` may carry a slice now.
+    #[inline]
     pub fn allows(&self, fabric: Fabric) -> bool {
         self.fabrics() & fabric.bit() != 0
     }

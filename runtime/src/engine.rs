@@ -11,6 +11,7 @@ use moonrail_control::names::HostPort;
 use moonrail_control::{Clock, Control, FabricPolicy, RailState, Way};
 use moonrail_datapath::core::counters::Counter;
 use moonrail_datapath::core::{CoreCounters as Counting, Inbox, Spread};
+use moonrail_datapath::lanes::{Lanes, Snapshot};
 use moonrail_datapath::nic::{Fabric, Nic};
 use moonrail_datapath::region::Memory;
 use moonrail_datapath::region::process::Process;
@@ -29,7 +30,7 @@ use crate::metrics::Metrics;
 use crate::notify::Notification;
 use crate::pin;
 use crate::region::Region;
-use crate::registry::Registry;
+use crate::registry::{Extents, Registry};
 use crate::segment::{OPEN_WITHIN, Segment};
 use crate::submit::CopiedCounters;
 use crate::topology::Machine;
@@ -215,12 +216,16 @@ pub(crate) struct Shared {
     pub(crate) nics: Vec<OpenNic>,
     /// The one of them that shares memory.
     pub(crate) shm: Option<Arc<dyn Nic>>,
+    /// Threads that copy at once.
+    pub(crate) lanes: Arc<Lanes>,
+    /// What they may copy from and to.
+    pub(crate) extents: Arc<Snapshot<Extents>>,
     pub(crate) copied: CopiedCounters,
     pub(crate) inboxes: Arc<[Arc<Inbox>]>,
     pub(crate) counters: Vec<Arc<Counting>>,
     pub(crate) clock: Clock,
     pub(crate) origin: Instant,
-    /// Read by every submission; written when memory comes or goes, and at the end.
+    /// Read by every submission to a core; written when memory comes or goes, and at the end.
     pub(crate) registry: RwLock<Registry>,
     /// Held from a change of the table until it is published, so that the last word is the newest state.
     pub(crate) publishing: Mutex<()>,
@@ -577,7 +582,7 @@ impl Engine {
         }
         let until = after(Instant::now(), within);
         let shared = &self.shared;
-        shared.registry_mut().stopped = true;
+        shared.registry_mut().stop();
         drop(self.metrics.lock().unwrap_or_else(PoisonError::into_inner).take());
         drop(self.inspect.lock().unwrap_or_else(PoisonError::into_inner).take());
         drop(self.page.lock().unwrap_or_else(PoisonError::into_inner).take());

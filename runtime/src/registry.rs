@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use moonrail_control::metadata::BufferEntry;
+use moonrail_datapath::lanes::Snapshot;
 use moonrail_datapath::nic::Access;
 use moonrail_datapath::region::{Chunk, ChunkKeys, Memory, Region as Registered};
 use moonrail_datapath::slice::Extent;
@@ -38,9 +39,25 @@ impl Entry {
     }
 }
 
-/// Read by every submission, written when memory comes or goes.
+/// Where registered memory lies, for those who copy at once: sorted, without overlap.
 #[derive(Default)]
+pub(crate) struct Extents(Box<[Extent]>);
+
+impl Extents {
+    /// Whether one region has the whole range.
+    #[inline]
+    pub(crate) fn hold(&self, addr: u64, len: u64) -> bool {
+        let before = self.0.partition_point(|extent| extent.addr <= addr);
+        let Some(extent) = before.checked_sub(1).and_then(|index| self.0.get(index)) else { return false };
+        let at = addr - extent.addr;
+        at < extent.len && len <= extent.len - at
+    }
+}
+
+/// Read by every submission to a core, written when memory comes or goes.
 pub(crate) struct Registry {
+    /// The same for those who read it without a lock.
+    extents: Arc<Snapshot<Extents>>,
     /// No submission, no registration any more.
     pub(crate) stopped: bool,
     /// Sorted by address, without overlap.
@@ -52,6 +69,16 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
+    pub(crate) fn new(extents: Arc<Snapshot<Extents>>) -> Self {
+        Self { extents, stopped: false, entries: Vec::new(), pending: Vec::new(), leaving: Vec::new() }
+    }
+
+    /// Tells those who read without a lock, and waits for those who know the former state. Whether none is left.
+    fn tell(&self) -> bool {
+        let extents = if self.stopped { Box::default() } else { self.entries.iter().map(Entry::extent).collect() };
+        self.extents.replace(Extents(extents))
+    }
+
     /// The entry that holds `addr`.
     pub(crate) fn find(&self, addr: u64) -> Option<&Entry> {
         let index = self.entries.partition_point(|entry| entry.region.addr() <= addr).checked_sub(1)?;
@@ -85,16 +112,35 @@ impl Registry {
     fn insert(&mut self, entry: Entry) {
         let index = self.entries.partition_point(|other| other.region.addr() < entry.region.addr());
         self.entries.insert(index, entry);
+        self.tell();
     }
 
     fn remove(&mut self, addr: u64) -> Option<Entry> {
         let index = self.entries.iter().position(|entry| entry.region.addr() == addr)?;
-        Some(self.entries.remove(index))
+        let entry = self.entries.remove(index);
+        self.tell_without(std::slice::from_ref(&entry));
+        Some(entry)
+    }
+
+    /// `gone` have been taken out. A thread that was stopped in the middle of a copy may go on with it: then they stay in use for
+    /// ever.
+    fn tell_without(&self, gone: &[Entry]) {
+        if !self.tell() {
+            for entry in gone {
+                std::mem::forget(entry.registered.clone());
+            }
+        }
+    }
+
+    /// No submission, no registration from here on.
+    pub(crate) fn stop(&mut self) {
+        self.stopped = true;
+        self.tell_without(&self.entries);
     }
 
     /// Everything, at the end of the engine.
     pub(crate) fn take_all(&mut self) -> Vec<Entry> {
-        self.stopped = true;
+        self.stop();
         self.entries.drain(..).chain(self.leaving.drain(..)).collect()
     }
 }
@@ -396,7 +442,7 @@ mod tests {
 
     #[test]
     fn overlap_is_refused_and_neighbours_are_not() {
-        let mut registry = Registry::default();
+        let mut registry = Registry::new(Arc::new(Snapshot::new(Arc::default(), Extents::default())));
         registry.reserve(entry(1000, 100)).unwrap();
         registry.reserve(entry(1100, 100)).unwrap();
         registry.reserve(entry(900, 100)).unwrap();

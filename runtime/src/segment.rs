@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use moonrail_control::{FabricPolicy, RemoteSegment};
+use moonrail_datapath::lanes::{Pass, Snapshot};
 use moonrail_datapath::nic::{Direct, Fabric, Target};
-use moonrail_datapath::transfer::RemoteBuffers;
+use moonrail_datapath::transfer::{RemoteBuffers, Route};
 use moonrail_datapath::units::Gid;
 
 use crate::engine::Shared;
@@ -40,18 +41,31 @@ struct Inner {
     policy: Option<FabricPolicy>,
     current: RwLock<Arc<RemoteSegment>>,
     looked: Mutex<Option<Instant>>,
-    /// The peer's memory as this process reaches it by itself, while that is so.
-    direct: RwLock<Option<Arc<dyn Direct>>>,
+    /// The peer's memory as this process reaches it by itself, and the route by which it was found.
+    near: Snapshot<Option<Way>>,
 }
+
+/// The route by which a peer's memory was found, and the memory.
+type Way = (Arc<Route>, Arc<dyn Direct>);
 
 impl Drop for Inner {
     fn drop(&mut self) {
         if !self.shared.is_here() {
             // The way to the peer's memory is the parent's; to leave it properly would be seen by the peer.
             self.shared.keep_for_good();
-            std::mem::forget(self.direct.get_mut().map(Option::take));
+            std::mem::forget(self.near.get_mut().take());
         }
     }
+}
+
+/// Whether the peer's memory is in reach of this thread.
+pub(crate) enum Near<'a> {
+    /// It is, and it may be used now.
+    Reached(&'a Arc<dyn Direct>),
+    /// What carries transfers to it now is another fabric.
+    Elsewhere,
+    /// To be found out by [`Segment::reach`].
+    Unknown,
 }
 
 impl Segment {
@@ -61,17 +75,9 @@ impl Segment {
         policy: Option<FabricPolicy>,
         found: Arc<RemoteSegment>,
     ) -> Self {
-        let current = RwLock::new(found);
-        Self {
-            inner: Arc::new(Inner {
-                shared,
-                name,
-                policy,
-                current,
-                looked: Mutex::new(None),
-                direct: RwLock::default(),
-            }),
-        }
+        let near = Snapshot::new(shared.lanes.clone(), None);
+        let (current, looked) = (RwLock::new(found), Mutex::new(None));
+        Self { inner: Arc::new(Inner { shared, name, policy, current, looked, near }) }
     }
 
     /// The name it was opened by.
@@ -144,16 +150,31 @@ impl Segment {
         std::ptr::eq(Arc::as_ptr(&self.inner.shared), shared)
     }
 
-    /// The peer's memory, where a NIC of ours has it in reach.
-    pub(crate) fn reach(&self) -> Option<Arc<dyn Direct>> {
-        let known = self.inner.direct.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(known) = known.filter(|known| known.is_alive()) {
-            return Some(known);
+    /// The peer's memory, as far as it is known. No lock.
+    #[inline]
+    pub(crate) fn near<'a>(&'a self, pass: &'a Pass<'_>) -> Near<'a> {
+        match self.inner.near.load(pass) {
+            Some((route, memory)) if route.allows(Fabric::Shm) && memory.is_alive() => Near::Reached(memory),
+            _ => self.not_near(),
         }
-        let token = self.current()?.descriptor.extra.shm?;
-        let found = self.inner.shared.shm.as_ref()?.direct(&Target::Shm { token: token.0 })?;
-        *self.inner.direct.write().unwrap_or_else(PoisonError::into_inner) = Some(found.clone());
-        found.is_alive().then_some(found)
+    }
+
+    #[cold]
+    fn not_near(&self) -> Near<'static> {
+        if self.fabric() == Some(Fabric::Shm) { Near::Unknown } else { Near::Elsewhere }
+    }
+
+    /// Looks for the peer's memory where a NIC of ours may have it in reach. Not from inside the engine's lanes.
+    pub(crate) fn reach(&self) {
+        let found = || {
+            let now = self.current()?;
+            let token = now.descriptor.extra.shm?;
+            let memory = self.inner.shared.shm.as_ref()?.direct(&Target::Shm { token: token.0 })?;
+            Some((now.buffers.route.clone(), memory))
+        };
+        if let Some(found) = found() {
+            self.inner.near.replace(Some(found));
+        }
     }
 
     pub(crate) fn is(&self, other: &Self) -> bool {

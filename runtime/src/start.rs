@@ -14,6 +14,7 @@ use moonrail_control::{
     Clock, ControlConfig, ControlNic, CoreLink, HandshakeOptions, LogLevel, PortChoice, RailOptions, StoreOptions,
 };
 use moonrail_datapath::core::{self, Command, Core, CoreConfig, CoreCounters, Doorbell, Inbox, Outbox};
+use moonrail_datapath::lanes::{Lanes, Snapshot};
 use moonrail_datapath::nic::{CompletionQueue, CqHandle, Fabric};
 use moonrail_datapath::region::process::Process;
 use moonrail_datapath::units::{CoreId, Nanos, NicId};
@@ -26,6 +27,7 @@ use crate::live::{Live, Watch};
 use crate::log::{self, Level, Log};
 use crate::open::{self, Opened};
 use crate::place::{CorePlace, place_cores};
+use crate::registry::{Extents, Registry};
 use crate::submit::CopiedCounters;
 use crate::topology::Machine;
 use crate::{inspect, metrics, pin};
@@ -103,6 +105,8 @@ pub(crate) fn start(builder: EngineBuilder) -> Result<Engine, BuildError> {
         .collect();
     let shm = nics.iter().find(|nic: &&OpenNic| nic.nic.fabric() == Fabric::Shm).map(|nic| nic.nic.clone());
     let metrics = settings.metrics.map(|every| metrics::start(every, counters.clone(), log.clone()));
+    let lanes = Arc::<Lanes>::default();
+    let extents = Arc::new(Snapshot::new(lanes.clone(), Extents::default()));
     let shared = Shared {
         log,
         control,
@@ -112,11 +116,13 @@ pub(crate) fn start(builder: EngineBuilder) -> Result<Engine, BuildError> {
         nics,
         shm,
         copied: CopiedCounters::default(),
+        lanes,
+        extents: extents.clone(),
         inboxes: parts.inboxes,
         counters,
         clock,
         origin,
-        registry: RwLock::default(),
+        registry: RwLock::new(Registry::new(extents)),
         publishing: Mutex::default(),
         live: Live::default(),
         process: Process::current(),

@@ -38,6 +38,8 @@ struct Group {
 pub(crate) trait Transfers {
     fn count(&self) -> usize;
     fn get(&self, index: usize) -> (&Segment, Transfer);
+    /// The one that all of them go to, if there is one.
+    fn segment(&self) -> Option<&Segment>;
 }
 
 impl Transfers for (&Segment, &[Transfer]) {
@@ -46,6 +48,9 @@ impl Transfers for (&Segment, &[Transfer]) {
     }
     fn get(&self, index: usize) -> (&Segment, Transfer) {
         (self.0, self.1[index])
+    }
+    fn segment(&self) -> Option<&Segment> {
+        (!self.1.is_empty()).then_some(self.0)
     }
 }
 
@@ -56,10 +61,15 @@ impl Transfers for [(Segment, Transfer)] {
     fn get(&self, index: usize) -> (&Segment, Transfer) {
         (&self[index].0, self[index].1)
     }
+    fn segment(&self) -> Option<&Segment> {
+        let (first, others) = self.split_first()?;
+        others.iter().all(|other| other.0.is(&first.0)).then_some(&first.0)
+    }
 }
 
 impl Shared {
     /// Submits `transfers`. `deadline`: for the whole batch; `None` for the engine's default.
+    #[inline]
     pub(crate) fn submit<T: Transfers + ?Sized>(
         self: &Arc<Self>,
         transfers: &T,
@@ -68,12 +78,25 @@ impl Shared {
         if !self.is_here() {
             return Err(SubmitError::Forked);
         }
-        match self.try_submit(transfers, deadline) {
+        match self.copy_at_once(transfers) {
+            Ok(copied) => Ok(Batch::copied(copied)),
+            Err(direct) => self.submit_to_cores(transfers, deadline, direct),
+        }
+    }
+
+    #[inline(never)]
+    fn submit_to_cores<T: Transfers + ?Sized>(
+        self: &Arc<Self>,
+        transfers: &T,
+        deadline: Option<Duration>,
+        direct: Option<Arc<dyn Direct>>,
+    ) -> Result<Batch, SubmitError> {
+        match self.try_submit(transfers, deadline, direct.clone()) {
             // The peer may have registered it after we looked.
             Err(SubmitError::OutsidePeer { index, segment, addr }) => {
                 let (far, _) = transfers.get(index);
                 if far.look_again() {
-                    self.try_submit(transfers, deadline)
+                    self.try_submit(transfers, deadline, direct)
                 } else {
                     Err(SubmitError::OutsidePeer { index, segment, addr })
                 }
@@ -86,17 +109,13 @@ impl Shared {
         self: &Arc<Self>,
         transfers: &T,
         deadline: Option<Duration>,
+        direct: Option<Arc<dyn Direct>>,
     ) -> Result<Batch, SubmitError> {
         let submitted = Instant::now();
-        // Held until everything is enqueued, or copied: memory cannot leave, and the engine cannot stop, in between.
+        // Held until everything is enqueued: memory cannot leave, and the engine cannot stop, in between.
         let registry = self.registry();
         if registry.stopped {
             return Err(SubmitError::Stopped);
-        }
-        let direct = self.direct_to(transfers);
-        if let Some(copied) = direct.as_deref().and_then(|far| self.copy_at_once(far, &registry, transfers, submitted))
-        {
-            return Ok(Batch::copied(copied));
         }
         let mut groups: Vec<Group> = Vec::new();
         // What the peer offers, looked up once per run of transfers to one segment.
@@ -236,7 +255,7 @@ impl Shared {
     fn carry(&self, work: &Work, far: &dyn Direct) -> bool {
         loop {
             let done = work.assist(far);
-            self.copied.count(u64::from(done.slices), done.bytes);
+            self.count_copied(done.slices, done.bytes);
             if done.gave_back {
                 return false;
             }

@@ -1,115 +1,156 @@
-//! Small batches to a peer whose memory this thread reaches: copied here and now. Handing them to a core would cost more.
+//! Batches to a peer whose memory this thread reaches: copied here and now, without a lock and without a hand-off. Handing them
+//! to a core would take longer than the copy.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use crossbeam_utils::CachePadded;
+use moonrail_datapath::lanes::{LANES, Pass};
 use moonrail_datapath::nic::direct::{Direct, Piece};
-use moonrail_datapath::nic::{Fabric, Op};
 use moonrail_datapath::units::RemoteAddr;
 
 use super::Transfers;
-use crate::batch::{Copied, Lens};
+use crate::batch::{Copied, Lens, Transfer};
 use crate::engine::Shared;
-use crate::live::shard_of_this_thread;
-use crate::registry::Registry;
+use crate::segment::{Near, Segment};
 
-/// Bytes of a batch that is copied at once.
-const AT_MOST: u64 = 8 << 10;
-/// Its transfers, which have room on the stack.
+/// Bytes of a batch that is copied at once: as long as a hand-off to a core that sleeps takes, or less.
+const AT_MOST: u64 = 256 << 10;
+/// Its transfers.
+const COUNT: usize = 1024;
+/// Pieces copied by one call, which have room on the stack.
 const PIECES: usize = 32;
 
-/// What callers' threads copied, each counting in a cache line that few others write.
-#[derive(Default)]
+/// What callers' threads copied. Each counts in a cache line that nobody else writes while it is inside the engine's lanes.
 pub(crate) struct CopiedCounters {
-    shards: [CachePadded<Shard>; 16],
+    lanes: [CachePadded<Counted>; LANES],
 }
 
 #[derive(Default)]
-struct Shard {
+struct Counted {
     pieces: AtomicU64,
     bytes: AtomicU64,
 }
 
+impl Default for CopiedCounters {
+    fn default() -> Self {
+        Self { lanes: std::array::from_fn(|_| CachePadded::default()) }
+    }
+}
+
 impl CopiedCounters {
-    pub(crate) fn count(&self, pieces: u64, bytes: u64) {
-        if pieces == 0 {
-            return;
-        }
-        let shard = &self.shards[shard_of_this_thread() % self.shards.len()];
-        shard.pieces.fetch_add(pieces, Ordering::Relaxed);
-        shard.bytes.fetch_add(bytes, Ordering::Relaxed);
+    #[inline]
+    pub(crate) fn count(&self, pass: &Pass<'_>, pieces: u64, bytes: u64) {
+        let counted = &self.lanes[pass.lane()];
+        // The only writer: no locked instruction.
+        counted.pieces.store(counted.pieces.load(Ordering::Relaxed) + pieces, Ordering::Relaxed);
+        counted.bytes.store(counted.bytes.load(Ordering::Relaxed) + bytes, Ordering::Relaxed);
     }
 
     /// Pieces and bytes, of all threads.
     pub(crate) fn total(&self) -> (u64, u64) {
-        let sum = |sum: (u64, u64), shard: &CachePadded<Shard>| {
-            (sum.0 + shard.pieces.load(Ordering::Relaxed), sum.1 + shard.bytes.load(Ordering::Relaxed))
+        let sum = |sum: (u64, u64), counted: &CachePadded<Counted>| {
+            (sum.0 + counted.pieces.load(Ordering::Relaxed), sum.1 + counted.bytes.load(Ordering::Relaxed))
         };
-        self.shards.iter().fold((0, 0), sum)
+        self.lanes.iter().fold((0, 0), sum)
     }
 }
 
 impl Shared {
-    /// The memory of the one peer that all transfers go to, if this thread reaches it and it may be used.
-    pub(super) fn direct_to<T: Transfers + ?Sized>(&self, transfers: &T) -> Option<Arc<dyn Direct>> {
+    /// Copies the batch, if it is small and goes to one peer whose memory is in reach. If not: that memory, so that a thread that
+    /// waits can help the cores. Something in the way is for the cores to find out.
+    #[inline]
+    pub(super) fn copy_at_once<T: Transfers + ?Sized>(&self, transfers: &T) -> Result<Copied, Option<Arc<dyn Direct>>> {
         // A node without shared memory does not even look.
-        self.shm.as_ref()?;
-        let (first, _) = (transfers.count() > 0).then(|| transfers.get(0))?;
-        let alone = (1..transfers.count()).all(|index| transfers.get(index).0.is(first));
-        if alone { first.direct() } else { None }
+        if self.shm.is_none() {
+            return Err(None);
+        }
+        let segment = transfers.segment().filter(|segment| segment.belongs_to(self)).ok_or(None)?;
+        let pass = self.lanes.enter().ok_or(None)?;
+        match segment.near(&pass) {
+            Near::Reached(memory) => self.copy(memory, &pass, transfers).ok_or_else(|| Some(memory.clone())),
+            Near::Elsewhere => Err(None),
+            Near::Unknown => {
+                drop(pass);
+                self.reach_and_copy(segment, transfers)
+            }
+        }
     }
 
-    /// Copies a small batch. `None`: it is not small, or something is in the way; the cores find out what.
-    pub(super) fn copy_at_once<T: Transfers + ?Sized>(
+    /// The first time, and when the peer was lost.
+    #[cold]
+    fn reach_and_copy<T: Transfers + ?Sized>(
         &self,
-        far: &dyn Direct,
-        registry: &Registry,
+        segment: &Segment,
         transfers: &T,
-        submitted: Instant,
-    ) -> Option<Copied> {
-        let count = transfers.count();
-        if count > PIECES {
+    ) -> Result<Copied, Option<Arc<dyn Direct>>> {
+        segment.reach();
+        let pass = self.lanes.enter().ok_or(None)?;
+        match segment.near(&pass) {
+            Near::Reached(memory) => self.copy(memory, &pass, transfers).ok_or_else(|| Some(memory.clone())),
+            Near::Elsewhere | Near::Unknown => Err(None),
+        }
+    }
+
+    #[inline]
+    fn copy<T: Transfers + ?Sized>(&self, far: &Arc<dyn Direct>, pass: &Pass<'_>, transfers: &T) -> Option<Copied> {
+        if transfers.count() == 1 {
+            return self.copy_one(far.as_ref(), pass, transfers.get(0).1);
+        }
+        self.copy_many(far.as_ref(), pass, transfers)
+    }
+
+    #[inline]
+    fn copy_one(&self, far: &dyn Direct, pass: &Pass<'_>, transfer: Transfer) -> Option<Copied> {
+        let Transfer { op, local, remote, len } = transfer;
+        if len == 0 || len > AT_MOST || !self.extents.load(pass).hold(local, len) {
             return None;
         }
-        let (mut pieces, mut used, mut bytes) = ([Piece::EMPTY; PIECES], 0, 0u64);
-        let op = transfers.get(0).1.op;
-        for index in 0..count {
-            let (segment, transfer) = transfers.get(index);
-            bytes = bytes.checked_add(transfer.len).filter(|bytes| *bytes <= AT_MOST)?;
-            if transfer.op != op || !segment.belongs_to(self) {
-                return None;
-            }
-            if transfer.len == 0 {
-                continue;
-            }
-            let entry = registry.find(transfer.local)?;
-            if transfer.local - entry.region.addr() + transfer.len > entry.region.len() {
-                return None;
-            }
-            pieces[used] =
-                Piece { local: transfer.local, remote: RemoteAddr(transfer.remote), len: transfer.len as u32 };
-            used += 1;
+        far.copy(op, &[Piece { local, remote: RemoteAddr(remote), len: len as u32 }]).ok()?;
+        self.copied.count(pass, 1, len);
+        Some(Copied { lens: Lens::One(len) })
+    }
+
+    fn copy_many<T: Transfers + ?Sized>(&self, far: &dyn Direct, pass: &Pass<'_>, transfers: &T) -> Option<Copied> {
+        let (count, op) = (transfers.count(), transfers.get(0).1.op);
+        let extents = self.extents.load(pass);
+        let mut bytes = 0u64;
+        if count > COUNT {
+            return None;
         }
-        self.copy(far, op, &pieces[..used], bytes)?;
-        let lens = match count {
-            1 => Lens::One(transfers.get(0).1.len),
-            _ => Lens::Many((0..count).map(|index| transfers.get(index).1.len).collect()),
-        };
-        Some(Copied { lens, took: submitted.elapsed() })
+        for index in 0..count {
+            let transfer = transfers.get(index).1;
+            bytes = bytes.checked_add(transfer.len).filter(|bytes| *bytes <= AT_MOST)?;
+            if transfer.op != op || !(transfer.len == 0 || extents.hold(transfer.local, transfer.len)) {
+                return None;
+            }
+        }
+        if bytes == 0 {
+            return None;
+        }
+        let mut at = 0;
+        while at < count {
+            let (mut pieces, mut used) = ([Piece::EMPTY; PIECES], 0);
+            while at < count && used < PIECES {
+                let Transfer { local, remote, len, .. } = transfers.get(at).1;
+                pieces[used] = Piece { local, remote: RemoteAddr(remote), len: len as u32 };
+                used += usize::from(len > 0);
+                at += 1;
+            }
+            far.copy(op, &pieces[..used]).ok()?;
+        }
+        self.copied.count(pass, count as u64, bytes);
+        Some(Copied { lens: Lens::Many((0..count).map(|index| transfers.get(index).1.len).collect()) })
     }
 
-    fn copy(&self, far: &dyn Direct, op: Op, pieces: &[Piece], bytes: u64) -> Option<()> {
-        far.copy(op, pieces).ok()?;
-        self.copied.count(pieces.len() as u64, bytes);
-        Some(())
-    }
-}
-
-impl crate::segment::Segment {
-    /// The peer's memory in reach of this thread, if that may be used now.
-    fn direct(&self) -> Option<Arc<dyn Direct>> {
-        self.fabric().filter(|fabric| *fabric == Fabric::Shm).and_then(|_| self.reach())
+    /// Counts what a thread copied that waits.
+    pub(crate) fn count_copied(&self, pieces: u32, bytes: u64) {
+        if pieces == 0 {
+            return;
+        }
+        // With too many threads inside it is not counted: it is a figure for people.
+        if let Some(pass) = self.lanes.enter() {
+            self.copied.count(&pass, u64::from(pieces), bytes);
+        }
     }
 }

@@ -26,10 +26,13 @@ const NOT_IN_DATAPATH: &[&str] = &["tokio", "etcd-client", "tonic", "mio", "ureq
 const UNSAFE_ISLANDS: &[(&str, &str)] = &[
     ("datapath/src/nic/verbs", "libibverbs is a C interface"),
     ("datapath/src/nic/shm", "copies between processes' memory"),
+    ("datapath/src/lanes.rs", "frees what was read without a lock, once its readers have left"),
+    ("benches/src/bare.rs", "a bare loop to measure ours against"),
     ("datapath/src/nic/tcp/iov.rs", "reads into and writes from registered memory"),
     ("datapath/src/region", "registered memory that peers write into at any time"),
     ("datapath/tests/shm", "borrows memory and forks as an embedder may"),
     ("datapath/tests/allocations.rs", "a global allocator that counts is unsafe to implement"),
+    ("runtime/tests/at_once.rs", "a global allocator that counts is unsafe to implement"),
     ("runtime/tests/refusals.rs", "an embedder's own memory is registered by an unsafe call of the embedder"),
     ("runtime/tests/host.rs", "the same"),
     ("runtime/tests/fork.rs", "forks, and drops in the child what the parent keeps"),

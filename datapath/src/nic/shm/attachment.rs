@@ -8,17 +8,19 @@
 //! ```
 //! A pass is short: whoever replaces the view or takes memory back waits for it.
 
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::time::{Duration, Instant};
 
 use super::copy;
 use super::foreign::{Foreign, Piece};
-use super::ledger::{Copiers, Lanes, Ledger, OwnLanes, SharedLanes, take_lane};
+use super::ledger::{Ledger, SharedLanes};
 use super::view::{Entry, Reach, View};
 use super::wake::Wake;
 use super::wire::Process;
+use crate::lanes::{self, LaneArray, Lanes, Readers};
 use crate::nic::{Op, WcStatus};
 use crate::region::Memory;
 use crate::units::RemoteAddr;
@@ -50,7 +52,7 @@ pub struct Attachment {
     ledger: Arc<Ledger>,
     /// In the peer's sight; none where the peer is this very NIC, which then looks at `own`.
     shared: Option<SharedLanes>,
-    pub(super) own: Arc<OwnLanes>,
+    pub(super) own: Arc<Lanes>,
     view: AtomicPtr<View>,
     dead: AtomicBool,
     /// The right to memory that the peer borrowed, or why there is none.
@@ -61,7 +63,7 @@ pub struct Attachment {
 
 /// A view that was replaced, until its readers have left.
 pub(super) struct Retired {
-    copiers: Copiers,
+    readers: Readers,
     _view: Box<View>,
 }
 
@@ -78,7 +80,7 @@ impl Attachment {
             token,
             ledger,
             shared,
-            own: Arc::new(OwnLanes::new()),
+            own: Arc::new(Lanes::default()),
             view: AtomicPtr::new(Box::into_raw(Box::default())),
             dead: AtomicBool::new(false),
             foreign,
@@ -113,60 +115,58 @@ impl Attachment {
             let at = remote.0.wrapping_add(u64::from(done));
             let entry = pass.find(at, piece, &mut hint)?.ok_or(CopyError::of(WcStatus::REM_ACCESS_ERR))?;
             let from = local.addr() + offset + u64::from(done);
-            let stream = len as usize >= copy::STREAM_FROM;
-            let moved = pass.copy(op, from, entry, at, piece, stream)?;
-            if stream {
-                copy::fence();
-            }
-            done += moved;
+            done += pass.copy(op, from, entry, at, piece, len as usize >= copy::BULK)?;
             if done == len {
                 return Ok(());
             }
         }
     }
 
-    /// Takes a lane, `from` first; `None` if all are taken.
-    pub(super) fn enter(&self, from: usize) -> Option<Pass<'_>> {
-        let lane = take_lane(&self.own, from)?;
-        if let Some(shared) = &self.shared {
-            // Nobody else writes this lane: taking our own one made it ours.
-            let seen = shared.lane(lane).load(Ordering::Relaxed);
-            shared.lane(lane).store(seen.wrapping_add(1) | 1, Ordering::Relaxed);
-        }
-        fence(Ordering::SeqCst);
+    /// Begins a pass; `None` if too many threads copy.
+    #[inline]
+    pub(super) fn enter(&self) -> Option<Pass<'_>> {
+        let own = self.own.enter_with(|lane| {
+            if let Some(shared) = &self.shared {
+                // Nobody else writes this lane: our own one of the same number is ours.
+                let seen = shared.lane(lane).load(Ordering::Relaxed);
+                shared.lane(lane).store(seen.wrapping_add(1) | 1, Ordering::Relaxed);
+            }
+        })?;
         // SAFETY: the pointer comes from `Box::into_raw`; a view that is replaced is freed only after every lane that was
         // odd then has changed, and ours is odd until the pass is dropped.
         let view = unsafe { &*self.view.load(Ordering::Acquire) };
-        Some(Pass { at: self, lane, view })
+        Some(Pass { at: self, own, view, streamed: Cell::new(false) })
     }
 
+    /// The same; a thread that finds every lane taken yields, for a second at most.
+    #[inline]
     pub(super) fn enter_soon(&self) -> Option<Pass<'_>> {
-        // Threads start at different lanes: where its stack lies differs by more than a page.
-        let from = (&raw const *self as usize).wrapping_add(std::ptr::from_ref(&self).addr() >> 12);
-        let mut until = None;
+        self.enter().or_else(|| self.enter_within(LANE_WITHIN))
+    }
+
+    #[cold]
+    fn enter_within(&self, span: Duration) -> Option<Pass<'_>> {
+        let until = Instant::now() + span;
         loop {
-            if let Some(pass) = self.enter(from % super::ledger::LANES) {
-                return Some(pass);
-            }
-            let until = *until.get_or_insert_with(|| Instant::now() + LANE_WITHIN);
-            if Instant::now() > until {
-                return None;
-            }
             std::thread::yield_now();
+            match self.enter() {
+                None if Instant::now() < until => {}
+                found => return found,
+            }
         }
     }
 
     /// Replaces the view. Only the service thread does.
     pub(super) fn publish(&self, view: View) -> Retired {
         let old = self.view.swap(Box::into_raw(Box::new(view)), Ordering::AcqRel);
-        let copiers = Copiers::now(self.own.as_ref());
+        let readers = Readers::now(self.own.as_ref());
         // SAFETY: it was made by `Box::into_raw`, and is nobody's but that of readers in a pass, whom `Retired` waits for.
-        Retired { copiers, _view: unsafe { Box::from_raw(old) } }
+        Retired { readers, _view: unsafe { Box::from_raw(old) } }
     }
 
     /// Whether nobody reads it any more.
     pub(super) fn is_over(&self, retired: &mut Retired) -> bool {
-        retired.copiers.have_left(self.own.as_ref())
+        retired.readers.have_left(self.own.as_ref())
     }
 }
 
@@ -182,12 +182,15 @@ impl Drop for Attachment {
 /// A lane held.
 pub(super) struct Pass<'a> {
     at: &'a Attachment,
-    lane: usize,
+    own: lanes::Pass<'a>,
     pub(super) view: &'a View,
+    /// It used streaming stores.
+    streamed: Cell<bool>,
 }
 
 impl<'a> Pass<'a> {
     /// The region of a range, if it is known and still there. `Ok(None)`: unknown, perhaps only yet.
+    #[inline]
     pub(super) fn find(&self, addr: u64, len: u32, hint: &mut usize) -> Result<Option<&'a Entry>, CopyError> {
         if self.at.is_dead() {
             return Err(CopyError::of(WcStatus::RETRY_EXC_ERR));
@@ -203,7 +206,8 @@ impl<'a> Pass<'a> {
         self.view.told != self.at.ledger.changes().load(Ordering::Acquire)
     }
 
-    /// Moves up to `len` bytes, at least one; returns how many.
+    /// Moves up to `len` bytes, at least one; returns how many. They are in place when the pass is over. `bulk`: they are a part of so much
+    /// that nobody looks at all of it at once.
     pub(super) fn copy(
         &self,
         op: Op,
@@ -211,23 +215,34 @@ impl<'a> Pass<'a> {
         entry: &Entry,
         remote: u64,
         len: u32,
-        stream: bool,
+        bulk: bool,
     ) -> Result<u32, CopyError> {
-        let local_ptr = local as *mut u8;
-        if let Some(remote) = entry.here(remote) {
-            let (to, from) = match op {
-                Op::Read => (local_ptr, remote.cast_const()),
-                Op::Write => (remote, local_ptr.cast_const()),
-            };
-            // SAFETY: the local range is registered memory that the request keeps (checked where requests are made); the
-            // remote one lies in a region that `find` found alive after our lane was taken, so it stays until we leave.
-            unsafe { copy::copy(to, from, len as usize, stream) };
+        if self.copy_mapped(op, local, entry, remote, len, bulk) {
             return Ok(len);
         }
         match &entry.reach {
             Reach::Refused(errno) => Err(CopyError { status: WcStatus::REM_OP_ERR, errno: *errno }),
             _ => self.kernel_copies(op, &[Piece { local, remote, len: len as usize }]).map(|moved| moved as u32),
         }
+    }
+
+    /// Moves `len` bytes, if the region is mapped here.
+    #[inline]
+    pub(super) fn copy_mapped(&self, op: Op, local: u64, entry: &Entry, remote: u64, len: u32, bulk: bool) -> bool {
+        let Some(remote) = entry.here(remote) else { return false };
+        let local = local as *mut u8;
+        let (to, from) = match op {
+            Op::Read => (local, remote.cast_const()),
+            Op::Write => (remote, local.cast_const()),
+        };
+        let stream = copy::streams(op, to, len as usize, bulk);
+        if stream {
+            self.streamed.set(true);
+        }
+        // SAFETY: the local range is registered memory that the request keeps (checked where requests are made); the
+        // remote one lies in a region that `find` found alive after our lane was taken, so it stays until we leave.
+        unsafe { copy::copy(to, from, len as usize, stream) };
+        true
     }
 
     /// Moves pieces by one system call; returns how many bytes, at least one.
@@ -248,12 +263,17 @@ impl<'a> Pass<'a> {
 }
 
 impl Drop for Pass<'_> {
+    #[inline]
     fn drop(&mut self) {
-        if let Some(shared) = &self.at.shared {
-            let seen = shared.lane(self.lane).load(Ordering::Relaxed);
-            shared.lane(self.lane).store(seen.wrapping_add(1) & !1, Ordering::Release);
+        if self.streamed.get() {
+            // Before anybody is told that the bytes are there.
+            copy::fence();
         }
-        self.at.own.lane(self.lane).fetch_add(1, Ordering::Release);
+        // Our own lane, which makes the shared one ours, is left after it.
+        if let (Some(shared), true) = (&self.at.shared, self.own.is_outer()) {
+            let lane = shared.lane(self.own.lane());
+            lane.store(lane.load(Ordering::Relaxed).wrapping_add(1) & !1, Ordering::Release);
+        }
     }
 }
 

@@ -1,25 +1,42 @@
-//! Moving bytes between two mappings: ordinary stores for what stays in the cache, streaming stores for large fresh
-//! data.
+//! Moving bytes between two mappings: ordinary stores for what is in the cache, streaming stores for what is not.
 //!
 //! A streaming store writes whole lines to memory without reading them first, and leaves the cache to others. It is not
 //! ordered with later stores: [`fence`] comes before anybody is told.
 
-/// From this many bytes of one run of requests on they are taken for fresh data that will not be read from the cache.
-/// A chain of 64 blocks of 4 KiB streams by this. Measured with tests/shm_speed.rs on a busy two-core machine, GB/s of one
-/// core: fresh 4 KiB 8.3 streaming against 4.8, 64 KiB 9.4 against 6.1, 1 MiB 8.9 against 6.2; the price is a chain
-/// that was in the cache, 14.7 against 24.4.
-pub(super) const STREAM_FROM: usize = 256 << 10;
+use super::recent;
+use crate::nic::Op;
+
+/// A READ up to this long, by itself, is going to be looked at by the thread that asked for it: it should find it in the cache.
+const LOOKED_AT: usize = 64 << 10;
+/// From this many bytes of one run of requests on nobody looks at all of it at once.
+pub(super) const BULK: usize = 256 << 10;
 /// Shorter pieces are not worth the alignment and the fence.
 const STREAM_PIECE: usize = 2048;
+
+/// Whether a copy to `to` is made with streaming stores. Asked once for each copy: it is remembered.
+#[inline]
+pub(super) fn streams(op: Op, to: *const u8, len: usize, bulk: bool) -> bool {
+    // Streaming was measured to be ahead for what is not in the cache from 4 KiB on, and behind for what is (docs/performance.md).
+    len >= STREAM_PIECE && has_avx2() && !recent::note(to, len) && (op == Op::Write || bulk || len > LOOKED_AT)
+}
+
+#[inline]
+fn has_avx2() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx2");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
 
 /// Copies `len` bytes; ranges that overlap end as any mixture.
 ///
 /// # Safety
-/// Both ranges are mapped, and stay so.
+/// Both ranges are mapped, and stay so. `stream` only where [`streams`] said so.
+#[inline]
 pub(super) unsafe fn copy(to: *mut u8, from: *const u8, len: usize, stream: bool) {
     #[cfg(target_arch = "x86_64")]
-    if stream && len >= STREAM_PIECE && is_x86_feature_detected!("avx2") {
-        // SAFETY: as the caller promised, and the processor has AVX2.
+    if stream {
+        // SAFETY: as the caller promised; `streams` has asked whether the processor has AVX2.
         return unsafe { stream_avx2(to, from, len) };
     }
     let _ = stream;
@@ -91,6 +108,9 @@ mod tests {
         for stream in [false, true] {
             for (shift, len) in [(0, 0), (1, 1), (3, 2047), (0, 2048), (1, 2049), (63, 4096), (64, 8192), (17, 16_000)]
             {
+                if stream && !has_avx2() {
+                    continue;
+                }
                 let mut target = vec![0xa5u8; 20_000];
                 // SAFETY: both ranges lie inside their vectors.
                 unsafe { copy(target.as_mut_ptr().add(shift), source.as_ptr().add(7), len, stream) };

@@ -7,14 +7,18 @@ use crate::nic::{Op, WcStatus};
 
 impl Direct for Attachment {
     fn copy(&self, op: Op, pieces: &[Piece]) -> Result<(), Refused> {
-        let bytes: usize = pieces.iter().map(|piece| piece.len as usize).sum();
-        let stream = bytes >= copy::STREAM_FROM;
-        let mut done = 0;
-        let result = self.copy_pieces(op, pieces, stream, &mut done);
-        if stream {
-            // Before anybody is told that the bytes are there.
-            copy::fence();
+        // The smallest and most frequent case, straight through.
+        if let [piece] = pieces
+            && piece.len as usize <= PASS_BYTES
+            && let Some(pass) = self.enter()
+            && let Ok(Some(entry)) = pass.find(piece.remote.0, piece.len, &mut 0)
+            && pass.copy_mapped(op, piece.local, entry, piece.remote.0, piece.len, false)
+        {
+            return Ok(());
         }
+        let bytes: usize = pieces.iter().map(|piece| piece.len as usize).sum();
+        let mut done = 0;
+        let result = self.copy_pieces(op, pieces, bytes >= copy::BULK, &mut done);
         result.map_err(|error| Refused { done, status: error.status })
     }
 
@@ -25,7 +29,7 @@ impl Direct for Attachment {
 
 impl Attachment {
     /// Counts in `done` the pieces that are whole. One pass for each [`PASS_BYTES`]: who takes memory back waits for a pass.
-    fn copy_pieces(&self, op: Op, pieces: &[Piece], stream: bool, done: &mut usize) -> Result<(), CopyError> {
+    fn copy_pieces(&self, op: Op, pieces: &[Piece], bulk: bool, done: &mut usize) -> Result<(), CopyError> {
         let (mut at, mut hint) = (0u32, 0);
         while *done < pieces.len() {
             let pass = self.enter_soon().ok_or(CopyError::of(WcStatus::RNR_RETRY_EXC_ERR))?;
@@ -40,7 +44,7 @@ impl Attachment {
                 }
                 let len = (piece.len - at).min(budget as u32);
                 let (local, remote) = (piece.local + u64::from(at), piece.remote.0 + u64::from(at));
-                let moved = pass.copy(op, local, entry, remote, len, stream)?;
+                let moved = pass.copy(op, local, entry, remote, len, bulk)?;
                 budget -= (moved as usize).min(budget);
                 at += moved;
                 if at == piece.len {

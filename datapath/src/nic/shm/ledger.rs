@@ -8,25 +8,22 @@
 //!   4. copy                                              process is dead
 //!   5. lane := even                                   4. nobody copies there any more: the memory may go
 //! ```
-//! Either the copier sees the word cleared, or the owner sees the lane odd: both fences are SeqCst. A lane is a number
-//! that only rises, not a count, so that copiers who come one after the other do not starve the owner.
+//! Either the copier sees the word cleared, or the owner sees the lane odd ([`crate::lanes`]).
 //!
-//! The words are one file per NIC which peers can only read. The lanes are one small file per attached peer. The same
-//! protocol with lanes of the process itself says when a view that was replaced is read by nobody any more.
+//! The words are one file per NIC which peers can only read. The lanes are one small file per attached peer: a thread has the
+//! same lane there as in its own process, where it says when a view that was replaced is read by nobody any more.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use crossbeam_utils::CachePadded;
 use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat};
 
+use crate::lanes::{LANES, LaneArray};
 use crate::region::backing::{Mapping, SIZE_SEALS, sealed_memfd};
 
 /// Regions one NIC may have registered at once.
 pub const SLOTS: usize = 131_072;
-/// Threads that may copy through one attachment at the same moment.
-pub(super) const LANES: usize = 64;
 
 const MAGIC: u64 = 0x6d72_2d73_686d_0001;
 const HEAD: usize = 4096;
@@ -103,12 +100,6 @@ pub(super) fn check_sealed(file: BorrowedFd<'_>, len: u64) -> Result<(), String>
     Ok(())
 }
 
-/// Lanes, wherever they lie.
-pub(super) trait Lanes: Send + Sync {
-    /// One lane: odd while somebody copies.
-    fn lane(&self, index: usize) -> &AtomicU64;
-}
-
 /// Lanes that a peer and we have mapped.
 pub(super) struct SharedLanes(Mapping);
 
@@ -124,62 +115,11 @@ impl SharedLanes {
     }
 }
 
-impl Lanes for SharedLanes {
+impl LaneArray for SharedLanes {
     fn lane(&self, index: usize) -> &AtomicU64 {
         assert!(index < LANES);
         // SAFETY: inside the mapping by the line above, aligned, and only ever accessed as an atomic.
         unsafe { &*self.0.base().as_ptr().add(index * LANE_STRIDE).cast::<AtomicU64>() }
-    }
-}
-
-/// Lanes of this process alone: nobody else can disturb them.
-#[derive(Default)]
-pub(super) struct OwnLanes(Vec<CachePadded<AtomicU64>>);
-
-impl OwnLanes {
-    pub(super) fn new() -> Self {
-        Self((0..LANES).map(|_| CachePadded::default()).collect())
-    }
-}
-
-impl Lanes for OwnLanes {
-    fn lane(&self, index: usize) -> &AtomicU64 {
-        &self.0[index]
-    }
-}
-
-/// Takes a free lane, `from` first; `None` if all are taken.
-pub(super) fn take_lane(lanes: &OwnLanes, from: usize) -> Option<usize> {
-    (0..LANES).map(|step| (from + step) % LANES).find(|&index| {
-        let lane = lanes.lane(index);
-        let seen = lane.load(Ordering::Relaxed);
-        seen & 1 == 0 && lane.compare_exchange(seen, seen + 1, Ordering::SeqCst, Ordering::Relaxed).is_ok()
-    })
-}
-
-/// Who was copying at one moment.
-pub(super) struct Copiers([u64; LANES]);
-
-impl Copiers {
-    /// Looks at every lane. What was cleared or replaced before is seen by whoever is not found here.
-    pub(super) fn now(lanes: &dyn Lanes) -> Self {
-        fence(Ordering::SeqCst);
-        Self(std::array::from_fn(|index| lanes.lane(index).load(Ordering::Acquire)))
-    }
-
-    /// Whether all of them have left since.
-    pub(super) fn have_left(&mut self, lanes: &dyn Lanes) -> bool {
-        let mut left = true;
-        for (index, seen) in self.0.iter_mut().enumerate() {
-            if *seen & 1 == 1 {
-                if lanes.lane(index).load(Ordering::Acquire) == *seen {
-                    left = false;
-                } else {
-                    *seen = 0;
-                }
-            }
-        }
-        left
     }
 }
 
@@ -204,24 +144,9 @@ mod tests {
         rustix::fs::ftruncate(&open, 1 << 20).unwrap();
         assert!(Ledger::attach(open.as_fd(), 1).is_err_and(|why| why.contains("not sealed")));
         let short = sealed_memfd("x", 4096).unwrap();
-        assert!(SharedLanes::attach(short.as_fd()).is_err_and(|why| why.contains("8192")));
+        assert!(SharedLanes::attach(short.as_fd()).is_err_and(|why| why.contains("16384")));
         let null = std::fs::File::open("/dev/null").unwrap();
         assert!(check_sealed(null.as_fd(), 1).is_err());
-    }
-
-    #[test]
-    fn who_comes_later_is_not_waited_for() {
-        let lanes = OwnLanes::new();
-        let at = take_lane(&lanes, 3).unwrap();
-        let mut copiers = Copiers::now(&lanes);
-        assert!(!copiers.have_left(&lanes));
-        lanes.lane(at).fetch_add(1, Ordering::Release);
-        let _ = take_lane(&lanes, 3).unwrap();
-        assert!(copiers.have_left(&lanes), "the lane is odd again, and it is another copier");
-        for _ in 1..LANES {
-            assert!(take_lane(&lanes, 0).is_some());
-        }
-        assert!(take_lane(&lanes, 0).is_none());
     }
 
     /// Every interleaving of an owner that takes memory back and a copier that copies twice: no step of a copy comes

@@ -27,6 +27,7 @@ mod direct;
 mod foreign;
 mod ledger;
 mod qp;
+mod recent;
 mod service;
 mod table;
 mod view;
@@ -309,7 +310,7 @@ impl Nic for ShmNic {
         let Target::Shm { token } = to else { return Err(unsupported()) };
         let cq = cq.0.clone().downcast::<qp::CqShared>().map_err(|_| unsupported())?;
         let attachment = self.attach(*token, until)?;
-        if let (Some(pass), Err(why)) = (attachment.enter(0), &attachment.foreign)
+        if let (Some(pass), Err(why)) = (attachment.enter(), &attachment.foreign)
             && pass.view.has_foreign
         {
             return Err(DialError::Forbidden { why: format!("it registered memory it did not allocate, and {why}") });

@@ -20,7 +20,6 @@ use crossbeam_queue::ArrayQueue;
 use super::attachment::{Attachment, CopyError, PASS_BYTES, Pass};
 use super::copy;
 use super::foreign::{Piece, RANGES};
-use super::ledger::LANES;
 use super::view::{Entry, Reach};
 use super::wake::Wake;
 use crate::limits::{CHAIN_MAX, QP_SLOTS};
@@ -134,7 +133,7 @@ pub(super) fn connect(
         head: 0,
         len: 0,
         done: 0,
-        stream: false,
+        bulk: false,
         failed: false,
         waits_until: None,
         hint: 0,
@@ -272,8 +271,8 @@ pub(super) struct Executor {
     len: usize,
     /// Bytes of the first one that are in place.
     done: u32,
-    /// The batch is large enough for streaming stores.
-    stream: bool,
+    /// The batch is so large that nobody looks at all of it at once.
+    bulk: bool,
     failed: bool,
     /// The first one's region is not known; from then on it never was.
     waits_until: Option<Instant>,
@@ -351,7 +350,7 @@ impl Executor {
             }
             let attachment = self.attachment.clone();
             // Every lane taken: the next poll tries again.
-            let Some(pass) = attachment.enter(self.queue.index as usize % LANES) else { return };
+            let Some(pass) = attachment.enter() else { return };
             let mut later = false;
             while !out.is_full() && *budget > 0 && self.head < self.len {
                 match self.step(&pass, out, budget) {
@@ -366,9 +365,6 @@ impl Executor {
                         break;
                     }
                 }
-            }
-            if self.stream {
-                copy::fence();
             }
             if later {
                 return;
@@ -387,7 +383,7 @@ impl Executor {
                 self.batch[self.len] = request;
                 self.len += 1;
             }
-            self.stream = bytes >= copy::STREAM_FROM;
+            self.bulk = bytes >= copy::BULK;
         }
         self.head < self.len
     }
@@ -413,7 +409,7 @@ impl Executor {
         self.prefetch_next(entry);
         let piece = ((request.len - self.done) as usize).min(*budget) as u32;
         let (local, remote) = (request.local + u64::from(self.done), request.remote.0 + u64::from(self.done));
-        match pass.copy(request.op, local, entry, remote, piece, self.stream) {
+        match pass.copy(request.op, local, entry, remote, piece, self.bulk) {
             Ok(moved) => self.moved(moved as usize, out, budget),
             Err(error) => return Step::Failed(error),
         }

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::ledger::{Copiers, Lanes, Ledger, SLOTS};
+use super::ledger::{Ledger, SLOTS};
 use super::wire::Process;
+use crate::lanes::{LaneArray, Readers};
 use crate::region::Memory;
 
 /// Changes kept for peers that read slowly. One that is further behind is let go; it dials again.
@@ -21,7 +22,7 @@ const LET_GO_FOREIGN_WITHIN: Duration = Duration::from_secs(60);
 
 /// Somebody who may be copying: an attached peer, or this process.
 pub(super) struct Watched {
-    pub(super) lanes: Arc<dyn Lanes>,
+    pub(super) lanes: Arc<dyn LaneArray>,
     /// Its process has ended: an odd lane of it means nothing.
     pub(super) dead: AtomicBool,
     pub(super) process: Option<Process>,
@@ -145,11 +146,11 @@ impl Table {
         };
         changed();
         let Some(live) = live else { return };
-        let mut waiting: Vec<_> = watched.into_iter().map(|w| (Copiers::now(w.lanes.as_ref()), w)).collect();
+        let mut waiting: Vec<_> = watched.into_iter().map(|w| (Readers::now(w.lanes.as_ref()), w)).collect();
         let bound = if live.memory.is_owned() { LET_GO_WITHIN } else { LET_GO_FOREIGN_WITHIN };
         let (since, mut rounds) = (Instant::now(), 0u32);
         loop {
-            waiting.retain_mut(|(copiers, w)| !copiers.have_left(w.lanes.as_ref()) && !w.is_dead());
+            waiting.retain_mut(|(readers, w)| !readers.have_left(w.lanes.as_ref()) && !w.is_dead());
             if waiting.is_empty() {
                 self.lock().free.push(slot);
                 return;

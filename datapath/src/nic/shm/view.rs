@@ -30,11 +30,13 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    #[inline]
     fn holds(&self, addr: u64, end: u64) -> bool {
         self.addr <= addr && end <= self.end
     }
 
     /// Where `addr` is in this process; `None` where it is not.
+    #[inline]
     pub(super) fn here(&self, addr: u64) -> Option<*mut u8> {
         match &self.reach {
             Reach::Mapped { map, shift } => Some(map.base().as_ptr().wrapping_add(shift + (addr - self.addr) as usize)),
@@ -73,11 +75,16 @@ impl View {
     }
 
     /// The region that holds a range; `hint` is where the last one was found.
+    #[inline]
     pub(super) fn find(&self, addr: u64, len: u32, hint: &mut usize) -> Option<&Entry> {
         let end = addr.checked_add(u64::from(len))?;
-        if let Some(entry) = self.entries.get(*hint).filter(|e| e.holds(addr, end)) {
-            return Some(entry);
+        match self.entries.get(*hint) {
+            Some(entry) if entry.holds(addr, end) => Some(entry),
+            _ => self.search(addr, end, hint),
         }
+    }
+
+    fn search(&self, addr: u64, end: u64, hint: &mut usize) -> Option<&Entry> {
         let mut at = self.entries.partition_point(|e| e.addr <= addr);
         while at > 0 && self.ends[at - 1] >= end {
             at -= 1;

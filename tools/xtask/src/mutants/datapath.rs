@@ -19,6 +19,16 @@ const WATCH: &str = "datapath/src/core/watch.rs";
 
 pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
+        name: "replaced-while-read",
+        without: "whoever replaces a snapshot waits until its readers have left",
+        edits: &[Edit {
+            file: "datapath/src/lanes.rs",
+            from: "while !readers.have_left(self.lanes.as_ref()) {",
+            to: "while false && !readers.have_left(self.lanes.as_ref()) {",
+        }],
+        catcher: UNIT.test("lanes::tests::what_a_reader_has_is_not_freed"),
+    },
+    Mutant {
         name: "claim-in-two-steps",
         without: "the next run of slices is claimed by one atomic add",
         edits: &[Edit {

@@ -1,0 +1,361 @@
+//! Who is reading, seen by whoever wants to take away what is read.
+//!
+//! ```text
+//!   reader                                   writer
+//!   1. own lane := odd                       1. replace what readers find (a snapshot, a word of the ledger)
+//!   2. fence                                 2. fence
+//!   3. look at what is there, use it         3. each odd lane: wait until its number is another
+//!   4. own lane := even                      4. nobody uses the old one any more
+//! ```
+//! Either the reader finds the new one, or the writer sees the lane odd: both fences are SeqCst. A lane is a number that only
+//! rises, not a count, so that readers who come one after the other do not starve the writer.
+//!
+//! A lane belongs to one thread for its life, so entering is one locked instruction and leaving a plain store. Threads that
+//! find none left take turns on the last few.
+
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering, compiler_fence, fence};
+use std::time::{Duration, Instant};
+
+use crossbeam_utils::CachePadded;
+
+/// Threads that may be reading at the same moment.
+pub const LANES: usize = 128;
+/// Lanes that belong to threads; the others are for whoever comes.
+const OWNED: usize = 112;
+
+/// Lanes, wherever they lie.
+pub(crate) trait LaneArray: Send + Sync {
+    /// One lane: odd while somebody reads.
+    fn lane(&self, index: usize) -> &AtomicU64;
+}
+
+/// Lanes of this process alone: nobody else can disturb them.
+pub struct Lanes(Box<[CachePadded<AtomicU64>]>);
+
+impl Default for Lanes {
+    fn default() -> Self {
+        Self((0..LANES).map(|_| CachePadded::default()).collect())
+    }
+}
+
+impl LaneArray for Lanes {
+    fn lane(&self, index: usize) -> &AtomicU64 {
+        &self.0[index]
+    }
+}
+
+/// Numbers that threads have, one bit each.
+static TAKEN: [AtomicU64; OWNED.div_ceil(64)] = [const { AtomicU64::new(0) }; OWNED.div_ceil(64)];
+
+/// The number of a thread, given back when it ends.
+struct Number(usize);
+
+impl Number {
+    fn take() -> Option<Self> {
+        (0..OWNED)
+            .find(|index| {
+                let (word, bit) = (&TAKEN[index / 64], 1 << (index % 64));
+                word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Acquire) & bit == 0
+            })
+            .map(Self)
+    }
+}
+
+impl Drop for Number {
+    fn drop(&mut self) {
+        // What this thread did on its lanes is seen by the next one that has them.
+        TAKEN[self.0 / 64].fetch_and(!(1 << (self.0 % 64)), Ordering::Release);
+        MINE.set(NONE);
+    }
+}
+
+/// Nobody has looked yet.
+const UNASKED: usize = usize::MAX;
+/// There was none.
+const NONE: usize = usize::MAX - 1;
+
+thread_local! {
+    /// This thread's number. Without a destructor, so that to read it costs one load.
+    static MINE: Cell<usize> = const { Cell::new(UNASKED) };
+    /// Gives it back.
+    static HELD: Option<Number> = Number::take();
+}
+
+/// The number of the calling thread; [`NONE`] if there was none left, or the thread is ending.
+#[inline]
+fn mine() -> usize {
+    let mine = MINE.get();
+    if mine == UNASKED { ask() } else { mine }
+}
+
+#[cold]
+fn ask() -> usize {
+    let number = HELD.try_with(|held| held.as_ref().map_or(NONE, |number| number.0)).unwrap_or(NONE);
+    MINE.set(number);
+    number
+}
+
+impl Lanes {
+    /// Enters; `None` if too many threads are inside. A thread that is inside already stays so until it leaves the outer pass.
+    #[inline]
+    pub fn enter(&self) -> Option<Pass<'_>> {
+        self.enter_with(|_| {})
+    }
+
+    /// The same; `also` says it elsewhere too, by a plain store to the same lane of another array, before the fence.
+    #[inline]
+    pub(crate) fn enter_with(&self, also: impl FnOnce(usize)) -> Option<Pass<'_>> {
+        let index = mine();
+        if index >= OWNED {
+            return self.enter_by_turns(also);
+        }
+        let lane = &*self.0[index];
+        let seen = lane.load(Ordering::Relaxed);
+        if seen & 1 == 1 {
+            return Some(Pass { lanes: self, index, outer: false, thread: PhantomData });
+        }
+        also(index);
+        if cfg!(any(target_arch = "x86_64", target_arch = "x86")) {
+            // One locked instruction, which no load and no store passes (Intel SDM 3A 8.2.3.9, AMD APM 2 7.4.2): half of what MFENCE
+            // takes. The compiler's fence keeps it so.
+            lane.swap(seen + 1, Ordering::SeqCst);
+            compiler_fence(Ordering::SeqCst);
+        } else {
+            lane.store(seen + 1, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+        }
+        Some(Pass { lanes: self, index, outer: true, thread: PhantomData })
+    }
+
+    #[cold]
+    fn enter_by_turns(&self, also: impl FnOnce(usize)) -> Option<Pass<'_>> {
+        let index = (OWNED..LANES).find(|&index| {
+            let seen = self.0[index].load(Ordering::Relaxed);
+            seen & 1 == 0 && self.0[index].compare_exchange(seen, seen + 1, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+        })?;
+        also(index);
+        fence(Ordering::SeqCst);
+        Some(Pass { lanes: self, index, outer: true, thread: PhantomData })
+    }
+}
+
+/// A thread inside: what it finds meanwhile stays.
+pub struct Pass<'a> {
+    lanes: &'a Lanes,
+    index: usize,
+    /// It is this one that leaves.
+    outer: bool,
+    /// The lane is the thread's.
+    thread: PhantomData<*const ()>,
+}
+
+impl Pass<'_> {
+    /// The lane: nobody else writes what belongs to it until the pass is dropped.
+    #[inline]
+    pub fn lane(&self) -> usize {
+        self.index
+    }
+
+    pub(crate) fn is_outer(&self) -> bool {
+        self.outer
+    }
+}
+
+impl Drop for Pass<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.outer {
+            let lane = &*self.lanes.0[self.index];
+            lane.store(lane.load(Ordering::Relaxed) + 1, Ordering::Release);
+        }
+    }
+}
+
+/// Who was reading at one moment.
+pub(crate) struct Readers([u64; LANES]);
+
+impl Readers {
+    /// Looks at every lane. What was replaced before is not used by whoever is not found here.
+    pub(crate) fn now(lanes: &dyn LaneArray) -> Self {
+        fence(Ordering::SeqCst);
+        Self(std::array::from_fn(|index| lanes.lane(index).load(Ordering::Acquire)))
+    }
+
+    /// Whether all of them have left since.
+    pub(crate) fn have_left(&mut self, lanes: &dyn LaneArray) -> bool {
+        let mut left = true;
+        for (index, seen) in self.0.iter_mut().enumerate() {
+            if *seen & 1 == 1 {
+                if lanes.lane(index).load(Ordering::Acquire) == *seen {
+                    left = false;
+                } else {
+                    *seen = 0;
+                }
+            }
+        }
+        left
+    }
+}
+
+/// How long a value that was replaced waits for a reader: a thread that was stopped in the middle of its pass. After that it is
+/// never freed.
+const LEAVE_WITHIN: Duration = Duration::from_secs(10);
+
+/// A value that is replaced as a whole, and read without a lock.
+pub struct Snapshot<T> {
+    lanes: Arc<Lanes>,
+    now: AtomicPtr<T>,
+}
+
+// SAFETY: it hands out `&T` to any thread and drops a `T` that another thread made, as `RwLock<T>` does.
+unsafe impl<T: Send + Sync> Sync for Snapshot<T> {}
+// SAFETY: it owns its value.
+unsafe impl<T: Send + Sync> Send for Snapshot<T> {}
+
+impl<T> Snapshot<T> {
+    /// For readers who are inside `lanes`.
+    pub fn new(lanes: Arc<Lanes>, value: T) -> Self {
+        Self { lanes, now: AtomicPtr::new(Box::into_raw(Box::new(value))) }
+    }
+
+    /// The value as it is now; it stays until the pass is over.
+    ///
+    /// # Panics
+    /// If the pass is not through this snapshot's lanes.
+    #[inline]
+    pub fn load<'a>(&'a self, pass: &'a Pass<'_>) -> &'a T {
+        assert!(std::ptr::eq(Arc::as_ptr(&self.lanes), pass.lanes));
+        // SAFETY: made by `Box::into_raw`. `replace` frees it only when every lane that was odd after the swap has changed, and
+        // ours was odd, with a fence, before this load: either the swap is seen here, or the lane is seen there.
+        unsafe { &*self.now.load(Ordering::Acquire) }
+    }
+
+    /// Replaces the value, and waits until no reader has the old one. Not from inside a pass of the same lanes, which would wait for
+    /// itself. Returns whether the old one is gone: where a reader does not leave within 10 s it is kept for ever.
+    pub fn replace(&self, value: T) -> bool {
+        let old = self.now.swap(Box::into_raw(Box::new(value)), Ordering::AcqRel);
+        let mut readers = Readers::now(self.lanes.as_ref());
+        let mut since = None;
+        while !readers.have_left(self.lanes.as_ref()) {
+            if since.get_or_insert_with(Instant::now).elapsed() > LEAVE_WITHIN {
+                return false;
+            }
+            std::thread::yield_now();
+        }
+        // SAFETY: made by `Box::into_raw`, no longer found by anybody, and whoever had found it has left.
+        drop(unsafe { Box::from_raw(old) });
+        true
+    }
+}
+
+impl<T> Snapshot<T> {
+    /// The value, of which nobody else has a view.
+    pub fn get_mut(&mut self) -> &mut T {
+        // SAFETY: made by `Box::into_raw`; reading borrows the snapshot, which is ours alone.
+        unsafe { &mut **self.now.get_mut() }
+    }
+}
+
+impl<T> Drop for Snapshot<T> {
+    fn drop(&mut self) {
+        // SAFETY: made by `Box::into_raw`; nobody reads it, as reading borrows the snapshot.
+        drop(unsafe { Box::from_raw(*self.now.get_mut()) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicBool;
+
+    #[test]
+    fn who_comes_later_is_not_waited_for() {
+        let lanes = Lanes::default();
+        let pass = lanes.enter().unwrap();
+        let mut readers = Readers::now(&lanes);
+        assert!(!readers.have_left(&lanes));
+        drop(pass);
+        let _pass = lanes.enter().unwrap();
+        assert!(readers.have_left(&lanes), "the lane is odd again, and it is another pass");
+    }
+
+    #[test]
+    fn a_pass_in_a_pass_ends_with_the_outer_one() {
+        let lanes = Lanes::default();
+        let outer = lanes.enter().unwrap();
+        let mut readers = Readers::now(&lanes);
+        drop(lanes.enter().unwrap());
+        assert!(!readers.have_left(&lanes));
+        drop(outer);
+        assert!(readers.have_left(&lanes));
+    }
+
+    #[test]
+    fn more_threads_than_lanes_take_turns_and_numbers_come_back() {
+        const THREADS: usize = LANES + 40;
+        let lanes = Lanes::default();
+        for _ in 0..3 {
+            let (inside, looked) = (Barrier::new(THREADS), Barrier::new(THREADS));
+            let found = AtomicU64::new(0);
+            std::thread::scope(|scope| {
+                for _ in 0..THREADS {
+                    scope.spawn(|| {
+                        let pass = lanes.enter();
+                        inside.wait();
+                        found.fetch_add(u64::from(pass.is_some()), Ordering::Relaxed);
+                        looked.wait();
+                        drop(pass);
+                        // Now there is room for everybody.
+                        while lanes.enter().is_none() {
+                            std::thread::yield_now();
+                        }
+                    });
+                }
+            });
+            // Other tests of this process have numbers too.
+            let found = found.into_inner() as usize;
+            assert!(found <= LANES && found > LANES - 64, "{found}");
+            assert!(Readers::now(&lanes).have_left(&lanes));
+        }
+    }
+
+    /// A value that says when it is gone.
+    struct Alive(Arc<AtomicBool>);
+    impl Drop for Alive {
+        fn drop(&mut self) {
+            self.0.store(false, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn what_a_reader_has_is_not_freed() {
+        const ROUNDS: u32 = 20_000;
+        let lanes = Arc::new(Lanes::default());
+        let fresh = || Alive(Arc::new(AtomicBool::new(true)));
+        let snapshot = Snapshot::new(lanes.clone(), fresh());
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        let pass = lanes.enter().unwrap();
+                        let flag = snapshot.load(&pass).0.clone();
+                        assert!(flag.load(Ordering::SeqCst));
+                        std::hint::spin_loop();
+                        assert!(flag.load(Ordering::SeqCst), "freed while it was read");
+                    }
+                });
+            }
+            for _ in 0..ROUNDS {
+                assert!(snapshot.replace(fresh()));
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+    }
+}
