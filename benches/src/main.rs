@@ -3,8 +3,10 @@
 //! Each writes what it measured, on what machine, from which commit, to benches/results/<date>-<commit>-<machine>.json.
 //! `--quick` is a tiny size that shows that the experiment still runs; its numbers mean nothing and are not saved.
 
+mod bare;
 mod handoff;
 mod host;
+mod instructions;
 mod null;
 mod record;
 mod rig;
@@ -12,10 +14,12 @@ mod rig;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: moonrail-benches handoff|host [--quick] [--out FOLDER]
+const USAGE: &str = "usage: moonrail-benches handoff|host|instructions [--quick] [--out FOLDER]
 
   handoff   submit -> core -> completion over a NIC that completes at once: what the engine itself costs
   host      two engines of this host, over shared memory and TCP, beside a plain copy and a bare TCP program
+  instructions
+            of a caller's thread for one request over shared memory, counted by callgrind (needs valgrind)
   --quick   a tiny run, not saved unless --out is given
   --out     folder for the JSON (default: benches/results)";
 
@@ -24,11 +28,22 @@ fn main() -> ExitCode {
     let mut out: Option<PathBuf> = None;
     let mut experiment = None;
     let mut words = std::env::args().skip(1);
+    if std::env::args().nth(1).as_deref() == Some("measured") {
+        // This very program under callgrind, started by `instructions`.
+        let words: Vec<String> = words.skip(1).collect();
+        return match instructions::child(&words) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     while let Some(word) = words.next() {
         match word.as_str() {
             "--quick" => quick = true,
             "--out" => out = words.next().map(PathBuf::from),
-            "handoff" | "host" if experiment.is_none() => experiment = Some(word),
+            "handoff" | "host" | "instructions" if experiment.is_none() => experiment = Some(word),
             _ => {
                 eprintln!("{word:?} is not understood\n{USAGE}");
                 return ExitCode::from(2);
@@ -41,7 +56,11 @@ fn main() -> ExitCode {
     };
     let results = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/results"));
     let folder = out.or((!quick).then_some(results));
-    let ran = if experiment == "host" { host::run(quick) } else { handoff::run(quick) };
+    let ran = match experiment.as_str() {
+        "host" => host::run(quick),
+        "instructions" => instructions::run(quick),
+        _ => handoff::run(quick),
+    };
     let ran = ran.map_err(|error| error.to_string());
     let saved = ran.and_then(|found| match folder {
         Some(folder) => record::save(&folder, &experiment, &found).map(Some).map_err(|error| error.to_string()),
