@@ -100,9 +100,9 @@ pub enum Charge {
     Request,
     /// This pair of NICs, and nobody else yet.
     Pair,
-    /// The peer: it restarted, or presented fresh queue pairs.
+    /// The peer, or one port of it: it restarted, or presented fresh queue pairs, or several NICs of ours do not reach it.
     Peer,
-    /// Our own port or device.
+    /// Our own port or device: it says so, or it reaches none of several peers.
     Port,
 }
 
@@ -118,16 +118,16 @@ impl Charge {
     }
 }
 
-/// What followed from one first error.
+/// What followed from one first error, or from several that have one cause.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Incident {
     /// Counted from 1.
     pub number: u64,
     /// When it opened, on the engine's clock.
     pub opened: Nanos,
-    /// When the rail had carried a slice again; `None` while it has not.
+    /// When each of its rails had carried a slice again; `None` while one has not.
     pub closed: Option<Nanos>,
-    /// The rail.
+    /// The rail, of several the first.
     pub rail: RailId,
     /// The peer's segment name.
     pub peer: String,
@@ -147,7 +147,7 @@ pub struct Incident {
     pub flushed: u32,
     /// Attempts to connect since.
     pub attempts: u32,
-    /// Whom it is charged to.
+    /// Whom it is charged to. What fails later may tell more.
     pub charge: Charge,
     /// What was decided when it opened.
     pub decision: String,

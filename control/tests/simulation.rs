@@ -3,6 +3,7 @@
 //! `SEED=n` replays one seed, `SEEDS=n` runs n fresh ones, or those from `FROM=s` on.
 
 mod chaos;
+mod charges;
 mod cluster;
 mod twins;
 

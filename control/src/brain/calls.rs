@@ -68,7 +68,10 @@ impl Brain {
         let name = |rail: &super::Rail| {
             (self.nics[usize::from(rail.nic.0)].name.clone(), self.peer(rail.peer).nic_name(rail.peer_nic).to_owned())
         };
-        let told = rail.and_then(|rail| self.incidents.iter().rev().find(|i| i.rail == rail));
+        // The one it is part of, or the last that was its own.
+        let part_of = rail.and_then(|rail| self.rails.get(rail.0 as usize)?.incident);
+        let mut newest = self.incidents.iter().rev();
+        let told = newest.find(|i| part_of.map_or(Some(i.rail) == rail, |number| i.number == number));
         Story {
             nics: rail.and_then(|rail| self.rails.get(rail.0 as usize)).map(name),
             incident: told.map(|incident| incident.cause.clone()),

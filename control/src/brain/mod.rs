@@ -224,6 +224,8 @@ pub struct Brain {
     by_path: HashMap<(NicId, String), usize>,
     incidents: VecDeque<Incident>,
     incident_count: u64,
+    /// Those that are not over.
+    open: BTreeMap<u64, incident::Open>,
     evictions: Arc<[AtomicU64]>,
     notifications: VecDeque<Notification>,
     notification_bytes: usize,
@@ -255,6 +257,7 @@ impl Brain {
             by_path: HashMap::new(),
             incidents: VecDeque::new(),
             incident_count: 0,
+            open: BTreeMap::new(),
             evictions,
             notifications: VecDeque::new(),
             notification_bytes: 0,

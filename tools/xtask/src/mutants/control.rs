@@ -14,6 +14,7 @@ const REPAIR: &str = "control/src/repair.rs";
 const FENCE: &str = "control/src/brain/fence.rs";
 const INCIDENT: &str = "control/src/brain/incident.rs";
 const LIFE: &str = "control/src/brain/life.rs";
+const NICS: &str = "control/src/brain/nics.rs";
 const OWN: &str = "control/src/brain/own.rs";
 const PEER: &str = "control/src/brain/peer.rs";
 const RAIL: &str = "control/src/brain/rail.rs";
@@ -260,5 +261,121 @@ pub(super) const MUTANTS: &[Mutant] = &[
         without: "a better fabric that works again is taken back",
         edits: &[Edit { file: WAYS, from: "chosen | retried\n", to: "chosen | (retried & 0)\n" }],
         catcher: FABRICS.test("rdma_that_fails_hands_over_to_tcp_and_takes_over_again_when_it_is_back"),
+    },
+    Mutant {
+        name: "peer-is-never-charged",
+        without: "two NICs that do not reach a peer are charged to the peer",
+        edits: &[Edit {
+            file: INCIDENT,
+            from: "if of_peer && all(&|other| other.nic != state.nic) && !works(&reached) {",
+            to: "if false && !works(&reached) {",
+        }],
+        catcher: SIMULATION.test("charges::two_nics_that_do_not_reach_a_nic_of_a_peer_are_one_incident_of_the_peer"),
+    },
+    Mutant {
+        name: "port-is-never-charged",
+        without: "two peers that one port does not reach are charged to the port",
+        edits: &[Edit {
+            file: INCIDENT,
+            from: "of_port && all(&|other| other.peer != state.peer) && !works",
+            to: "false && !works",
+        }],
+        catcher: SIMULATION.test("charges::two_peers_that_one_port_does_not_reach_are_one_incident_of_the_port"),
+    },
+    Mutant {
+        name: "peer-that-others-reach-is-charged",
+        without: "a peer that other rails reach is not at fault",
+        edits: &[Edit {
+            file: INCIDENT,
+            from: "other.nic != state.nic) && !works(&reached) {",
+            to: "other.nic != state.nic) && (!works(&reached) || true) {",
+        }],
+        catcher: SIMULATION.test("charges::two_pairs_of_a_peer_that_others_reach_are_two_incidents"),
+    },
+    Mutant {
+        name: "port-that-works-is-charged",
+        without: "a port that carries something is not at fault",
+        edits: &[Edit {
+            file: INCIDENT,
+            from: "!works(&|other| other.nic == state.nic) {",
+            to: "(!works(&|other| other.nic == state.nic) || true) {",
+        }],
+        catcher: SIMULATION.test("charges::a_port_that_reaches_a_third_peer_is_not_at_fault"),
+    },
+    Mutant {
+        name: "rails-of-a-port-on-their-own",
+        without: "what a port that is down takes with it is one incident",
+        edits: &[Edit {
+            file: INCIDENT,
+            from: "(Charge::Port, Charge::Pair | Charge::Port) | (Charge::Pair, Charge::Port) if of_port",
+            to: "(Charge::Port, Charge::Pair) | (Charge::Pair, Charge::Port) if of_port",
+        }],
+        catcher: SIMULATION.test("charges::a_port_that_says_so_is_one_incident_however_many_rails_it_has"),
+    },
+    Mutant {
+        name: "explained-incidents-stay",
+        without: "an incident ends that another one explains",
+        edits: &[Edit {
+            file: INCIDENT,
+            from: "**other != number && all && open.charge == Charge::Pair",
+            to: "**other == number && all && open.charge == Charge::Request",
+        }],
+        catcher: SIMULATION.test("charges::a_peer_that_dies_is_one_incident_in_the_end"),
+    },
+    Mutant {
+        name: "first-rail-closes-for-all",
+        without: "an incident is over when each of its rails carries data again",
+        edits: &[Edit {
+            file: INCIDENT,
+            from: "if open.rails.iter().any(|other| self.rails[*other].incident == Some(number)) {",
+            to: "if open.rails.is_empty() {",
+        }],
+        catcher: SIMULATION.test("charges::two_nics_that_do_not_reach_a_nic_of_a_peer_are_one_incident_of_the_peer"),
+    },
+    Mutant {
+        name: "port-active-is-overheard",
+        without: "a port that is active again is looked at, and used, at once",
+        edits: &[Edit {
+            file: NICS,
+            from: "AsyncEvent::PortActive(_) | AsyncEvent::GidChange(_)",
+            to: "AsyncEvent::GidChange(_)",
+        }],
+        catcher: UNIT.test("brain::explored::a_rail_that_fails_comes_back_and_nothing_is_taken_for_fenced_too_early"),
+    },
+    Mutant {
+        name: "two-hellos-at-once",
+        without: "one hello of a rail is on its way at a time",
+        edits: &[Edit { file: SHAKE, from: "&& state.asked.is_none()\n            && self.nics", to: "&& self.nics" }],
+        catcher: UNIT.test("brain::explored::two_ends_come_together_whatever_happens_to_their_messages"),
+    },
+    Mutant {
+        name: "past-incarnations-are-heard",
+        without: "what comes late from a former process of a peer is refused",
+        edits: &[Edit {
+            file: PEER,
+            from: "if state.past.contains(&incarnation) {\n            return false;",
+            to: "if state.past.contains(&incarnation) && state.past.is_empty() {\n            return false;",
+        }],
+        catcher: UNIT.test("brain::explored::two_ends_come_together_after_a_restart_in_the_middle"),
+    },
+    Mutant {
+        name: "reply-of-a-successor-is-taken",
+        without: "a reply with the same queue pair numbers from another incarnation is of another end",
+        edits: &[Edit {
+            file: INITIATOR,
+            from: "reply.qp_num == theirs.qpns && (life.is_none() || life == theirs.incarnation)",
+            to: "reply.qp_num == theirs.qpns && (life.is_none() || life.is_some())",
+        }],
+        catcher: UNIT.test("brain::explored::two_ends_come_together_after_a_restart_in_the_middle"),
+    },
+    Mutant {
+        name: "err-before-it-is",
+        without: "queue pairs of a former life count as drained only when they are in ERR",
+        edits: &[Edit {
+            file: RAIL,
+            from: "self.failing.is_none() && self.overdue.is_empty() && ",
+            to: "self.overdue.is_empty() && ",
+        }],
+        catcher: UNIT.test("brain::explored::a_rail_that_fails_comes_back_and_nothing_is_taken_for_fenced_too_early"),
     },
 ];
