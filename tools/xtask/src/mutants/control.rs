@@ -338,7 +338,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[Edit {
             file: NICS,
             from: "AsyncEvent::PortActive(_) | AsyncEvent::GidChange(_)",
-            to: "AsyncEvent::GidChange(_)",
+            to: "AsyncEvent::PortActive(_) => {}\n            AsyncEvent::GidChange(_)",
         }],
         catcher: UNIT.test("brain::explored::a_rail_that_fails_comes_back_and_nothing_is_taken_for_fenced_too_early"),
     },
@@ -353,8 +353,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         without: "what comes late from a former process of a peer is refused",
         edits: &[Edit {
             file: PEER,
-            from: "if state.past.contains(&incarnation) {\n            return false;",
-            to: "if state.past.contains(&incarnation) && state.past.is_empty() {\n            return false;",
+            from: "None if state.past.contains(&incarnation) => return false,",
+            to: "None if state.past.contains(&incarnation) && state.past.is_empty() => return false,",
         }],
         catcher: UNIT.test("brain::explored::two_ends_come_together_after_a_restart_in_the_middle"),
     },

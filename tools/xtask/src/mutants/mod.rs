@@ -372,7 +372,10 @@ mod tests {
             modules.pop_if(|last| *last == "tests");
             let outer = modules.join("/");
             let places = match suite.target {
-                Some(target) => vec![format!("{crate_folder}/tests/{target}.rs")],
+                Some(target) if inner.is_empty() => vec![format!("{crate_folder}/tests/{target}.rs")],
+                Some(_) => {
+                    vec![format!("{crate_folder}/tests/{inner}.rs"), format!("{crate_folder}/tests/{inner}/mod.rs")]
+                }
                 None => [format!("{outer}.rs"), format!("{outer}/mod.rs"), format!("{inner}.rs")]
                     .map(|path| format!("{crate_folder}/src/{path}"))
                     .to_vec(),
