@@ -119,7 +119,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
             from: "let (peer, incident) = (state.peer, state.incident);",
             to: "let (peer, incident) = (state.peer, None::<u64>);",
         }],
-        catcher: BRAINS.test("a_peer_that_is_gone_is_reported_unreachable_and_why"),
+        catcher: SIMULATION.test("charges::one_pair_that_fails_is_charged_to_the_pair"),
     },
     Mutant {
         name: "incidents-stay-open",
