@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 const ETCD: &str = "etcd://10.0.0.1:2379";
 /// One thread a NIC, since two would starve an emulated node, and time for what starves all the same.
-const STOCK: Variables<'static> = &[("MC_WORKERS_PER_CTX", "1"), ("MC_TRANSFER_TIMEOUT", "30")];
+const STOCK: Variables<'static> = &[("MC_WORKERS_PER_CTX", "1"), ("MC_TRANSFER_TIMEOUT", "60")];
 /// Each node offers a room to every node, its own unused.
 const OFFERED: u64 = 3 * PEER_BYTES;
 /// The stock engine turns from one of ours to the other so often.
@@ -53,21 +53,17 @@ fn stock(lab: &Lab, time: Duration) {
         (node, base.parse::<u64>().unwrap_or_else(|e| panic!("{base:?}: {e}")))
     });
     lab.barrier();
-    let (began, mut rounds, mut turns) = (Instant::now(), [0; 3], bases.iter().cycle());
+    let (began, mut rounds, mut failed, mut turns) = (Instant::now(), [0; 3], 0, bases.iter().cycle());
     while began.elapsed() < time {
         let (node, base) = turns.next().expect("for ever");
         let turn = TURN.min(time.saturating_sub(began.elapsed())).max(Duration::from_secs(1));
         let asked = json!({"do": "mix", "segment": name(*node), "local": local, "remote": base, "length": PEER_BYTES,
             "block": BLOCK, "seconds": turn.as_secs_f64()});
         let done = stock.ask(&asked).unwrap_or_else(|e| panic!("{e}"));
-        assert_eq!(
-            (&done["rc"], &done["wrong"]),
-            (&json!(0), &json!(false)),
-            "stock to {}: {done}\n{}",
-            name(*node),
-            stock.log()
-        );
-        rounds[*node as usize] += done["rounds"].as_u64().unwrap_or(0);
+        assert_ne!(done["wrong"], true, "stock to {}: {done}\n{}", name(*node), stock.log());
+        // Its batches have a limit that a starved machine may pass; it stops at the first, and its next turn begins anew.
+        failed += u64::from(done["rc"] != 0);
+        rounds[*node as usize] += done["rounds"].as_u64().unwrap_or(0) - u64::from(done["rc"] != 0);
     }
     let seconds = began.elapsed().as_secs_f64();
     let said = [1, 2].map(|node| -> Value {
@@ -80,6 +76,7 @@ fn stock(lab: &Lab, time: Duration) {
         "seconds": seconds.round(),
         "stock_to_ours_1_MB": megabytes(rounds[1]),
         "stock_to_ours_2_MB": megabytes(rounds[2]),
+        "stock_batches_failed": failed,
         "ours_1": said[0].to_string(),
         "ours_2": said[1].to_string(),
     });

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use moonrail_datapath::core::port::{Command, CoreEvent, RailKey};
 use moonrail_datapath::error::{Cause, FaultClass, FirstError, classify};
 use moonrail_datapath::nic::{ConnectedQp, Fabric, Op, PostHalf, WcStatus};
-use moonrail_datapath::units::{CoreId, Nanos, NicId, PeerId};
+use moonrail_datapath::units::{CoreId, Mtu, Nanos, NicId, PeerId};
 
 use super::event::{Action, Answer, Token};
 use super::incident::{Seen, advice, decided};
@@ -74,13 +74,12 @@ impl Brain {
         let End::Whole(life) = &self.rails[rail].end else { return };
         let (mtu, moonrail) = (life.mtu, life.theirs.is_moonrail());
         // A stock peer does not say its MTU. The wrong one shows as a refusal, or it swallows what is larger than a packet
-        // (a trial has no bytes, so it passes): then the rail works, and fails, and works again.
+        // (a trial has no bytes, so it passes, and one that fails says nothing of the MTU): then the rail works, and fails, and
+        // works again.
         let state = &mut self.rails[rail];
-        if class == FaultClass::Path && error.len > 256 {
-            state.swallowed += 1;
-        }
-        let unsure =
-            class == FaultClass::MtuOrRequest || class == FaultClass::Path && (!error.proven || state.swallowed > 1);
+        let swallowed = class == FaultClass::Path && error.len > Mtu::B256.bytes();
+        state.swallowed += u32::from(swallowed);
+        let unsure = class == FaultClass::MtuOrRequest || swallowed && state.swallowed > 1;
         let (mut note, mut decision) = (String::new(), decided(class).to_owned());
         if unsure
             && !moonrail
