@@ -26,6 +26,8 @@ const STOCK: Variables<'static> = &[("MC_WORKERS_PER_CTX", "1"), ("MC_TRANSFER_T
 const OFFERED: u64 = 3 * PEER_BYTES;
 /// The stock engine turns from one of ours to the other so often.
 const TURN: Duration = Duration::from_secs(5);
+/// Of a batch of ours: a stock peer proves that nothing lands late only by connecting anew, which takes a starved node long.
+const DEADLINE: Duration = Duration::from_secs(60);
 const BLOCK: u64 = 64 << 10;
 /// Three emulated nodes start an etcd, a Python interpreter and three engines.
 const SLOW: Duration = Duration::from_secs(240);
@@ -106,7 +108,8 @@ fn ours(lab: &Lab, time: Duration) {
         engine.open_segment(&name(node)).unwrap_or_else(|e| panic!("{}: {e}", name(node)))
     });
     lab.barrier();
-    let traffic = peers.each_ref().map(|peer| Traffic::start(&engine, peer, u64::from(lab.node) * PEER_BYTES));
+    let room = u64::from(lab.node) * PEER_BYTES;
+    let traffic = peers.each_ref().map(|peer| Traffic::start(&engine, peer, room, DEADLINE));
     std::thread::sleep(time);
     let done = traffic.map(Traffic::end);
     let line = |peer: &Segment, done: &Done| {

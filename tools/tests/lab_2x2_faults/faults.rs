@@ -21,6 +21,8 @@ use super::watch::{Rail, Watch};
 /// On this machine, shared and emulated, a measured time may be far from its aim; further is a fault of ours.
 const GAP_BOUND: Duration = Duration::from_secs(8);
 const BACK_BOUND: Duration = Duration::from_secs(20);
+/// Of a batch: longer than any fault but the longest, which it must outlive too.
+const DEADLINE: Duration = Duration::from_secs(25);
 /// Traffic before a fault.
 const BEFORE: Duration = Duration::from_millis(700);
 /// An etcd lease, and a second.
@@ -328,7 +330,7 @@ impl<'a> Scene<'a> {
         };
         let away = Duration::from_secs_f64(away);
         let watch = Watch::start(Arc::clone(&self.engine));
-        let traffic = Traffic::start(&self.engine, &self.peer, 0);
+        let traffic = Traffic::start(&self.engine, &self.peer, 0, DEADLINE);
         let started = Instant::now();
         let (rails, left) = (rails_but(Lost::Nothing), rails_but(fault.lost));
         wait_for("all four rails to carry slices", || watch.all_after(&rails, started));

@@ -9,9 +9,6 @@ use std::time::{Duration, Instant};
 use moonrail::{Engine, Region, Segment, Transfer};
 use moonrail_tools::bench::pattern;
 
-/// Deadline of a batch: longer than any fault but the longest, which it must outlive too.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(25);
-
 /// `count` blocks of `len` bytes, one every `step`.
 #[derive(Clone, Copy)]
 struct Shape {
@@ -48,13 +45,13 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    /// From `at` on in the peer's first buffer.
-    pub(crate) fn start(engine: &Arc<Engine>, peer: &Segment, at: u64) -> Self {
+    /// From `at` on in the peer's first buffer; each batch has `deadline`.
+    pub(crate) fn start(engine: &Arc<Engine>, peer: &Segment, at: u64, deadline: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let lanes = (0..).zip(LANES).map(|(index, shape)| {
             let region = engine.allocate(2 * ROOM as usize, "*").unwrap_or_else(|e| panic!("{e}"));
             let (engine, peer, stop) = (Arc::clone(engine), peer.clone(), Arc::clone(&stop));
-            let mut lane = Lane { engine, peer, region, shape, at: at + index * ROOM, done: Done::default() };
+            let mut lane = Lane { engine, peer, region, shape, at: at + index * ROOM, deadline, done: Done::default() };
             std::thread::spawn(move || {
                 for round in 1.. {
                     if stop.load(Ordering::Relaxed) {
@@ -91,6 +88,7 @@ struct Lane {
     shape: Shape,
     /// Where its room begins at the peer.
     at: u64,
+    deadline: Duration,
     done: Done,
 }
 
@@ -125,12 +123,12 @@ impl Lane {
 
     fn carry(&mut self, transfers: &[Transfer]) -> bool {
         let began = Instant::now();
-        let mut batch = self.engine.batch().deadline(DEADLINE);
+        let mut batch = self.engine.batch().deadline(self.deadline);
         for transfer in transfers {
             batch = batch.add(&self.peer, *transfer);
         }
         let ended = match batch.submit() {
-            Ok(batch) => batch.wait(2 * DEADLINE).map(|()| batch.bytes()).map_err(|e| e.to_string()),
+            Ok(batch) => batch.wait(2 * self.deadline).map(|()| batch.bytes()).map_err(|e| e.to_string()),
             Err(e) => Err(e.to_string()),
         };
         self.done.slowest = self.done.slowest.max(began.elapsed());
