@@ -35,7 +35,7 @@ pub enum Command {
     /// Offer memory to other nodes until SIGINT or SIGTERM
     Serve(ServeArgs),
     /// Move blocks to or from another node's memory and measure it
-    Bench(BenchArgs),
+    Bench(Box<BenchArgs>),
     /// Try the whole way to a peer, step by step, and every rail by itself
     Ping(PingArgs),
     /// Find what is wrong with this node, and with its way to a peer, and say what to type

@@ -149,9 +149,8 @@ impl Screen {
             let shown = self.shown();
             words.iter().all(|word| shown.contains(word)).then_some(())
         };
-        if std::panic::catch_unwind(|| wait_for("the words", all)).is_err() {
-            panic!("it does not show {words:?}:\n{}", self.shown());
-        }
+        let seen = std::panic::catch_unwind(|| wait_for("the words", all));
+        assert!(seen.is_ok(), "it does not show {words:?}:\n{}", self.shown());
     }
 
     fn press(&mut self, keys: &[u8]) {

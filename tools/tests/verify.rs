@@ -67,7 +67,7 @@ impl Pair {
                     std::thread::yield_now();
                 }
             });
-            let outcome = load::run(&self.near, &self.segment, &places, plan, &Stop::install().unwrap());
+            let outcome = load::run(&self.near, &self.segment, &places, plan, (1, 1), &Stop::install().unwrap());
             over.store(true, Ordering::Relaxed);
             outcome
         })

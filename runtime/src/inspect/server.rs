@@ -27,11 +27,16 @@ const STALE_AFTER: Duration = Duration::from_secs(10);
 
 /// Serves until it is dropped; then the socket is gone.
 pub(crate) struct Server {
+    // The first to be dropped: nobody is served any more when the path goes.
+    _desk: Desk,
+    _path: Bound,
+}
+
+/// A path that a socket is bound to; removed when it is dropped.
+struct Bound {
     path: PathBuf,
     /// Who made it: a forked child that drops its copy must not take its parent's socket away.
     process: u32,
-    /// Serves as long as it is there.
-    _desk: Option<Desk>,
 }
 
 impl Server {
@@ -57,14 +62,13 @@ impl Server {
         let process = std::process::id();
         let (listener, path) = bind(folder, process)?;
         // From here on the path is removed, whatever happens.
-        let mut server = Self { path, process, _desk: None };
+        let bound = Bound { path, process };
         listener.set_nonblocking(true)?;
-        server._desk = Some(Desk::open("mr-inspect", Socket(listener), Arc::downgrade(shared))?);
-        Ok(server)
+        Ok(Self { _desk: Desk::open("mr-inspect", Socket(listener), Arc::downgrade(shared))?, _path: bound })
     }
 }
 
-impl Drop for Server {
+impl Drop for Bound {
     fn drop(&mut self) {
         if std::process::id() == self.process {
             let _ = std::fs::remove_file(&self.path);

@@ -63,11 +63,13 @@ fn step(least: f64) -> f64 {
     [1.0, 2.0, 5.0, 10.0].into_iter().map(|k| k * decade).find(|step| *step >= least * 0.999).unwrap_or(least)
 }
 
+/// Block, bytes a second, p50 and p99 in nanoseconds.
+type Point = (u64, f64, f64, f64);
+
 /// Measurements that differ in nothing but the block size.
 struct Series {
     label: String,
-    /// Block, bytes a second, p50 and p99 in nanoseconds.
-    points: Vec<(u64, f64, f64, f64)>,
+    points: Vec<Point>,
 }
 
 fn series(runs: &[Run]) -> Vec<Series> {
@@ -97,7 +99,7 @@ struct Panel {
     scale: Scale,
     tick: fn(f64) -> String,
     /// One line per series, or two: the second is the 99th percentile.
-    values: &'static [fn(&(u64, f64, f64, f64)) -> f64],
+    values: &'static [fn(&Point) -> f64],
 }
 
 fn panels(all: &[Series]) -> [Panel; 2] {

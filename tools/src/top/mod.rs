@@ -7,6 +7,7 @@ pub mod reading;
 pub mod terminal;
 pub mod view;
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
@@ -36,14 +37,14 @@ pub fn run(args: &TopArgs) -> Result<ExitCode> {
     if args.once {
         return once(args, &readings, &stop);
     }
-    let terminal = if args.json { None } else { Terminal::open().map_err(no_terminal)? };
+    let terminal = if args.json { None } else { Terminal::open().map_err(|error| no_terminal(&error))? };
     match terminal {
         Some(terminal) => live(terminal, &readings, &stop),
         None => plain(args, &readings, &stop),
     }
 }
 
-fn no_terminal(error: std::io::Error) -> Failure {
+fn no_terminal(error: &std::io::Error) -> Failure {
     Failure::new(format!("the terminal cannot be set: {error}"), "run it with --once, or with `| cat`")
 }
 
@@ -59,8 +60,10 @@ fn find(wanted: Option<&str>) -> Result<PathBuf> {
             Err(error) => silent.push(format!("{}: {error}", socket.display())),
         }
     }
-    let is_meant =
-        |engine: &Value| wanted.is_none_or(|wanted| engine["name"] == wanted || engine["pid"].to_string() == wanted);
+    let is_meant = |engine: &Value| {
+        let is_pid = |wanted: &str| wanted.parse::<u64>().is_ok_and(|pid| engine["pid"] == pid);
+        wanted.is_none_or(|wanted| engine["name"] == wanted || is_pid(wanted))
+    };
     let (mut meant, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|(_, engine)| is_meant(engine));
     let list = |engines: &[(PathBuf, Value)]| {
         let one =
@@ -229,7 +232,7 @@ fn window(page: Vec<Line>, (columns, rows): (usize, usize), offset: usize, troub
         None => (Style::Plain, "q leaves".to_owned()),
     };
     if below > 0 || offset > 0 {
-        text.push_str(&format!("; up, down: {offset} lines above, {below} below"));
+        let _ = write!(text, "; up, down: {offset} lines above, {below} below");
     }
     lines.resize(room, Line { text: String::new(), style: Style::Plain });
     lines.push(Line { text: text.chars().take(columns).collect(), style });

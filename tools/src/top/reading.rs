@@ -233,7 +233,9 @@ impl Change {
         };
         let nics = now.nics.iter().map(of_nic).collect();
         let mut total = Counts::default();
-        rails.iter().for_each(|rail| total.merge(&rail.counts));
+        for rail in &rails {
+            total.merge(&rail.counts);
+        }
         let turns = (now.turns.0.saturating_sub(before.turns.0), now.turns.1.saturating_sub(before.turns.1));
         Self {
             seconds,

@@ -1,5 +1,7 @@
 //! The screen of `moonrail top`, as lines: at 80 columns what matters, in wider ones the rest.
 
+use std::fmt::Write as _;
+
 use super::reading::{Change, Counts, Row};
 use super::terminal::{Line, Style};
 use crate::units;
@@ -18,35 +20,36 @@ pub fn lines(change: &Change, width: usize) -> Vec<Line> {
     let wide = width >= WIDE;
     let mut page = Page { lines: Vec::new(), width };
     head(&mut page, change);
-    page.line(Style::Head, titles("NIC", wide, true).0);
-    page.line(Style::Head, titles("NIC", wide, true).1);
+    let (groups, columns) = titles("NIC", wide, true);
+    page.line(Style::Head, &groups);
+    page.line(Style::Head, &columns);
     for nic in &change.nics {
         let name =
             format!("{}{}", nic.nic, if nic.nic == nic.fabric { String::new() } else { format!(" ({})", nic.fabric) });
-        page.line(Style::Plain, row(&name, nic, change.seconds, wide));
+        page.line(Style::Plain, &row(&name, nic, change.seconds, wide));
     }
     if change.nics.len() > 1 {
         let total = Row { counts: change.total.clone(), lives: change.rails.len() as u64, ..Row::default() };
-        page.line(Style::Plain, row("all", &total, change.seconds, wide));
+        page.line(Style::Plain, &row("all", &total, change.seconds, wide));
     }
-    page.line(Style::Plain, String::new());
+    page.line(Style::Plain, "");
     if change.rails.is_empty() {
-        page.line(Style::Plain, "no rails: this engine has moved nothing, and no peer has connected".to_owned());
+        page.line(Style::Plain, "no rails: this engine has moved nothing, and no peer has connected");
         return page.lines;
     }
-    page.line(Style::Head, titles("RAIL", wide, false).1);
+    page.line(Style::Head, &titles("RAIL", wide, false).1);
     let mut peer = None;
     for rail in &change.rails {
         let style = if rail.usable || rail.state == "evicted" { Style::Plain } else { Style::Bad };
         // A peer's name needs room: in a wide row it has it, else a line of its own.
         if !wide && peer != Some(&rail.peer) {
-            page.line(Style::Plain, format!("to {}", rail.peer));
+            page.line(Style::Plain, &format!("to {}", rail.peer));
             peer = Some(&rail.peer);
         }
-        page.line(style, row(&rail_name(rail, wide), rail, change.seconds, wide));
+        page.line(style, &row(&rail_name(rail, wide), rail, change.seconds, wide));
         // Where the state has a column of one word only, the trouble stands below.
         if let Some((_, trouble)) = rail.state.split_once(": ").filter(|_| !wide) {
-            page.line(style, format!("    {trouble}"));
+            page.line(style, &format!("    {trouble}"));
         }
     }
     page.lines
@@ -58,8 +61,8 @@ struct Page {
 }
 
 impl Page {
-    fn line(&mut self, style: Style, text: String) {
-        let cut = cut_end(&text, self.width);
+    fn line(&mut self, style: Style, text: &str) {
+        let cut = cut_end(text, self.width);
         self.lines.push(Line { text: cut.trim_end().to_owned(), style });
     }
 }
@@ -69,12 +72,12 @@ fn head(page: &mut Page, change: &Change) {
     let now = &change.now;
     page.line(
         Style::Plain,
-        format!("moonrail top - {}, process {}, up {}; {since}", now.name, now.pid, units::waited(now.uptime)),
+        &format!("moonrail top - {}, process {}, up {}; {since}", now.name, now.pid, units::waited(now.uptime)),
     );
     let total = &change.total;
     page.line(
         Style::Plain,
-        format!(
+        &format!(
             "moved {}B/s, {} slices/s; in flight {} slices, {}; came back {}",
             units::short(total.bytes as f64 / change.seconds),
             units::short(total.slices as f64 / change.seconds),
@@ -88,16 +91,16 @@ fn head(page: &mut Page, change: &Change) {
     let (copies, bytes) = change.copied;
     if copies > 0 {
         let rate = units::short(bytes as f64 / change.seconds);
-        cores.push_str(&format!("; callers' own copies {rate}B/s"));
+        let _ = write!(cores, "; callers' own copies {rate}B/s");
     }
-    page.line(Style::Plain, cores);
+    page.line(Style::Plain, &cores);
     let (seen, open) = change.incidents();
     let style = if open.is_empty() { Style::Plain } else { Style::Bad };
-    page.line(style, format!("incidents {seen}, open {}", open.len()));
+    page.line(style, &format!("incidents {seen}, open {}", open.len()));
     for (number, seconds, rail, cause) in open.iter().take(3) {
-        page.line(Style::Bad, format!("  #{number} for {}, {rail}: {cause}", units::waited(*seconds)));
+        page.line(Style::Bad, &format!("  #{number} for {}, {rail}: {cause}", units::waited(*seconds)));
     }
-    page.line(Style::Plain, String::new());
+    page.line(Style::Plain, "");
 }
 
 /// Two lines above a table: groups, and columns.

@@ -138,7 +138,7 @@ fn normal_line(line: &str) -> String {
                     .filter(|unit| rest.trim_end_matches([',', ';', ')', '/']) == **unit)
                     .max_by_key(|u| u.len());
                 if let Some(unit) = unit {
-                    (0..unit.len()).for_each(|_| drop(chars.next()));
+                    chars.by_ref().take(unit.len()).for_each(|_| {});
                 }
             } else {
                 plain.push(c);
