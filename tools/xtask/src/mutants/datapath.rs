@@ -206,8 +206,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         without: "a slow path has as many round trips of patience",
         edits: &[Edit {
             file: STALLS,
-            from: "least.max(Nanos(round_trip.saturating_mul(round_trips)))",
-            to: "least.max(Nanos(round_trip.saturating_mul(round_trips).min(0)))",
+            from: "round_trip.unwrap_or(0).saturating_mul(round_trips)",
+            to: "round_trip.unwrap_or(0).saturating_mul(round_trips).min(0)",
         }],
         catcher: STALL.test("slow_and_idle_rails_are_not_silent_ones"),
     },
