@@ -79,8 +79,12 @@ fn stock(lab: &Lab, time: Duration) {
         "stock_to_ours_1_MB": megabytes(rounds[1]),
         "stock_to_ours_2_MB": megabytes(rounds[2]),
         "stock_batches_failed": failed,
-        "ours_1": said[0].to_string(),
-        "ours_2": said[1].to_string(),
+        "ours_1_to_stock": said[0]["to_stock"],
+        "ours_1_to_ours_2": said[0]["to_ours"],
+        "ours_1_incidents": said[0]["incidents"],
+        "ours_2_to_stock": said[1]["to_stock"],
+        "ours_2_to_ours_1": said[1]["to_ours"],
+        "ours_2_incidents": said[1]["incidents"],
     });
     println!("mix: {line:#}");
     result(&line);
@@ -119,8 +123,15 @@ fn ours(lab: &Lab, time: Duration) {
             .filter(|rail| rail.peer == peer.name() && rail.bytes > 0)
             .map(|rail| format!("{}-{}", rail.nic, rail.peer_nic))
             .collect();
-        json!({"MB": done.bytes as f64 / 1e6, "batches": done.batches, "errors": done.errors.len(),
-            "wrong_bytes": done.wrong, "slowest_ms": done.slowest.as_millis(), "rails": of_peer.join(" ")})
+        format!(
+            "{:.1} MB in {} batches, {} errors, {} wrong bytes, slowest {} ms, over {}",
+            done.bytes as f64 / 1e6,
+            done.batches,
+            done.errors.len(),
+            done.wrong,
+            done.slowest.as_millis(),
+            of_peer.join(" ")
+        )
     };
     let [to_stock, to_ours] = [0, 1].map(|at| line(&peers[at], &done[at]));
     let incidents = engine.incidents().len();
