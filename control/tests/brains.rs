@@ -87,6 +87,29 @@ fn both_ends_use_one_path_mtu_whenever_it_changes() {
     }
 }
 
+/// A trial has no bytes and passes whatever the MTU: one that fails is no reason to try a smaller one towards a peer that does
+/// not say its own. It was once, and did not fit the peer's any more when the path was there again.
+#[test]
+fn trials_that_fail_do_not_make_the_mtu_smaller_towards_a_stock_peer() {
+    let mut net = Net::new(21, false);
+    let a = net.add(1, 1, RailOptions::default());
+    let b = net.add(2, 1, RailOptions::default());
+    net.without = &["moonrail"];
+    net.run(Nanos::from_millis(5));
+    let (ours, theirs) = (net.nodes[a].sim[0], net.nodes[b].sim[0]);
+    net.world.set_path(ours, theirs, false);
+    net.open(a, b);
+    // The first failure: after many all values were tried, and it is our own again.
+    let failed = net.until(Nanos::from_secs(4), |net| net.log_has(a, "transport retry counter exceeded"));
+    assert!(failed, "{:#?}", net.nodes[a].log);
+    net.world.set_path(ours, theirs, true);
+    net.check_whole(a, b, 1, Nanos::from_secs(10));
+    for node in [a, b] {
+        let rails = net.rails(node);
+        assert!(rails.iter().all(|rail| rail.path_mtu == Some(Mtu::B4096)), "{rails:#?}\n{:#?}", net.nodes[node].log);
+    }
+}
+
 #[test]
 fn lost_late_and_repeated_messages_delay_but_never_break() {
     for seed in 0..seeds(60) {

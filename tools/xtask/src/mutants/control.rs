@@ -66,6 +66,22 @@ pub(super) const MUTANTS: &[Mutant] = &[
         catcher: BRAINS.test("both_ends_use_one_path_mtu_whenever_it_changes"),
     },
     Mutant {
+        name: "trial-blames-the-mtu",
+        without: "a trial has no bytes, so one that fails says nothing of the MTU",
+        edits: &[Edit {
+            file: LIFE,
+            from: "swallowed && state.swallowed > 1;",
+            to: "class == FaultClass::Path && !error.proven || swallowed && state.swallowed > 1;",
+        }],
+        catcher: BRAINS.test("trials_that_fail_do_not_make_the_mtu_smaller_towards_a_stock_peer"),
+    },
+    Mutant {
+        name: "carried-is-no-proof",
+        without: "an MTU that has carried what the smaller ones could not is not suspected",
+        edits: &[Edit { file: REPAIR, from: "self.carried(used, bytes, slices);", to: "" }],
+        catcher: UNIT.test("repair::tests::an_mtu_that_carried_more_than_the_smaller_ones_could_is_not_suspected"),
+    },
+    Mutant {
         name: "refusal-is-overlooked",
         without: "a refusal comes before whatever else a reply says",
         edits: &[Edit {
