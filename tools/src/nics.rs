@@ -167,6 +167,21 @@ fn state(state: PortState) -> String {
     }
 }
 
+/// The physical state, where it is not that the link is up (IBA 14.2.5.6, PortPhysicalState).
+fn physical(state: u8) -> String {
+    let word = match state {
+        5 => return String::new(),
+        1 => "sleep",
+        2 => "polling",
+        3 => "disabled",
+        4 => "training",
+        6 => "error recovery",
+        7 => "test",
+        other => return format!(" (physical state {other})"),
+    };
+    format!(" (link: {word})")
+}
+
 fn link_layer(layer: LinkLayer) -> String {
     match layer {
         LinkLayer::InfiniBand => "InfiniBand".into(),
@@ -227,9 +242,10 @@ fn port_text(text: &mut String, port: &PortSummary, readable: bool, wanted: Want
     let ours = if info.port.0 == wanted.port { "" } else { "  (not used: MC_IB_PORT chooses another)" };
     let _ = writeln!(
         text,
-        "  port {}  {}, {}{rate}, LID {}, MTU {} of {}{ours}",
+        "  port {}  {}{}, {}{rate}, LID {}, MTU {} of {}{ours}",
         info.port,
         state(info.state),
+        physical(info.physical_state),
         link_layer(info.link_layer),
         info.lid,
         mtu(info.active_mtu),
@@ -416,6 +432,10 @@ mod tests {
     #[test]
     fn what_is_in_the_way_is_named_with_the_next_step() {
         let said = |device: &DeviceSummary, wanted| blockers(device, wanted).join("\n");
+        assert_eq!(
+            (physical(5), physical(3), physical(0)),
+            ("".into(), " (link: disabled)".into(), " (physical state 0)".into())
+        );
         let down = said(&device(PortState::Down, two_gids()), WANTED);
         assert!(down.contains("not active, it is DOWN") && down.contains("ip link set"), "{down}");
         let empty = said(&device(PortState::Active, vec![]), WANTED);

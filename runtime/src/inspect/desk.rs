@@ -19,10 +19,10 @@ const ASKS_WITHIN: Duration = Duration::from_millis(100);
 const NICE: i32 = 10;
 
 /// A way to ask and be answered. Its methods run on the desk's thread only, and none of them waits.
-pub(super) trait Counter: AsFd + Send + 'static {
+pub(super) trait Protocol: AsFd + Send + 'static {
     /// A connection.
     type Stream: Read + Write + AsFd;
-    /// Bytes of a question; more are [`Counter::too_long`].
+    /// Bytes of a question; more are [`Protocol::too_long`].
     const QUESTION_MAX: usize;
     /// From being accepted to having the whole answer.
     const SERVED_WITHIN: Duration;
@@ -47,12 +47,12 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    pub(super) fn open(thread: &str, counter: impl Counter, shared: Weak<Shared>) -> io::Result<Self> {
+    pub(super) fn open(thread: &str, protocol: impl Protocol, shared: Weak<Shared>) -> io::Result<Self> {
         let (stop, stopped) = UnixStream::pair()?;
         std::thread::Builder::new().name(thread.into()).spawn(move || {
             // Without it, it is only a little more eager.
             let _ = rustix::process::setpriority_process(None, NICE);
-            serve(&counter, &stopped, &shared);
+            serve(&protocol, &stopped, &shared);
         })?;
         Ok(Self { _stop: stop })
     }
@@ -78,7 +78,7 @@ impl<S: Read + Write + AsFd> Client<S> {
     }
 
     /// Goes on as far as it can without waiting; whether there is more to do for it.
-    fn step<C: Counter<Stream = S>>(&mut self, counter: &C, shared: &Weak<Shared>) -> io::Result<bool> {
+    fn step<C: Protocol<Stream = S>>(&mut self, protocol: &C, shared: &Weak<Shared>) -> io::Result<bool> {
         let mut piece = [0; 4096];
         if self.leaving {
             return Ok(self.stream.read(&mut piece)? > 0);
@@ -87,10 +87,10 @@ impl<S: Read + Write + AsFd> Client<S> {
             let room = C::QUESTION_MAX.min(piece.len());
             let count = self.stream.read(&mut piece[..room])?;
             self.question.extend_from_slice(&piece[..count]);
-            if let Some(answer) = counter.answer(&self.question, shared) {
+            if let Some(answer) = protocol.answer(&self.question, shared) {
                 self.answer = answer;
             } else if self.question.len() >= C::QUESTION_MAX {
-                self.answer = counter.too_long();
+                self.answer = protocol.too_long();
             } else {
                 return Ok(count > 0);
             }
@@ -102,12 +102,12 @@ impl<S: Read + Write + AsFd> Client<S> {
             }
             self.sent += count;
         }
-        self.leaving = counter.answered(&self.stream);
+        self.leaving = protocol.answered(&self.stream);
         Ok(self.leaving)
     }
 }
 
-fn serve<C: Counter>(counter: &C, stopped: &UnixStream, shared: &Weak<Shared>) {
+fn serve<C: Protocol>(protocol: &C, stopped: &UnixStream, shared: &Weak<Shared>) {
     let mut clients: Vec<Client<C::Stream>> = Vec::new();
     loop {
         let now = Instant::now();
@@ -125,7 +125,7 @@ fn serve<C: Counter>(counter: &C, stopped: &UnixStream, shared: &Weak<Shared>) {
         let mut fds = vec![PollFd::new(stopped, PollFlags::IN)];
         fds.extend(clients.iter().map(|client| PollFd::new(&client.stream, client.wants())));
         if !full {
-            fds.push(PollFd::new(counter, PollFlags::IN));
+            fds.push(PollFd::new(protocol, PollFlags::IN));
         }
         match poll(&mut fds, wait.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -140,10 +140,10 @@ fn serve<C: Counter>(counter: &C, stopped: &UnixStream, shared: &Weak<Shared>) {
         let mut at = 0;
         clients.retain_mut(|client| {
             at += 1;
-            !ready[at] || goes_on(client.step(counter, shared))
+            !ready[at] || goes_on(client.step(protocol, shared))
         });
         if !full && ready.last() == Some(&true) {
-            match counter.accept() {
+            match protocol.accept() {
                 Ok((stream, answer)) => clients.push(Client {
                     stream,
                     since: Instant::now(),

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::desk::{Counter, Desk};
+use super::desk::{Desk, Protocol};
 use super::page;
 use crate::engine::Shared;
 
@@ -50,7 +50,7 @@ impl AsFd for Port {
     }
 }
 
-impl Counter for Port {
+impl Protocol for Port {
     type Stream = TcpStream;
     const QUESTION_MAX: usize = HEAD_MAX;
     const SERVED_WITHIN: Duration = SERVED_WITHIN;
@@ -165,5 +165,14 @@ mod tests {
                 .unwrap()
                 .contains("\r\nAllow: GET, HEAD\r\n")
         );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_request_panics_and_what_is_refused_is_an_answer(request in proptest::collection::vec(0u8..=255, 0..200)) {
+            if let Some(Err(answer)) = head(&[&request[..], b"\r\n\r\n"].concat()).map(asked) {
+                proptest::prop_assert!(answer.starts_with(b"HTTP/1.1 "));
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use moonrail_datapath::nic::shm::Credentials;
 
-use super::desk::{Counter, Desk};
+use super::desk::{Desk, Protocol};
 use super::report::{refusal, report, without_times};
 use super::{REPLY_MAX, Request, in_folder, make_folder};
 use crate::engine::Shared;
@@ -118,7 +118,7 @@ impl AsFd for Socket {
     }
 }
 
-impl Counter for Socket {
+impl Protocol for Socket {
     type Stream = UnixStream;
     const QUESTION_MAX: usize = REQUEST_MAX;
     const SERVED_WITHIN: Duration = SERVED_WITHIN;
