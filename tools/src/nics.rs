@@ -434,7 +434,7 @@ mod tests {
         let said = |device: &DeviceSummary, wanted| blockers(device, wanted).join("\n");
         assert_eq!(
             (physical(5), physical(3), physical(0)),
-            ("".into(), " (link: disabled)".into(), " (physical state 0)".into())
+            (String::new(), " (link: disabled)".into(), " (physical state 0)".into())
         );
         let down = said(&device(PortState::Down, two_gids()), WANTED);
         assert!(down.contains("not active, it is DOWN") && down.contains("ip link set"), "{down}");

@@ -115,7 +115,8 @@ counters! {
         returned,
     }
     times {
-        /// From the submission of a slice to its being posted; a slice that was posted twice counts twice.
+        /// From the submission of a slice to the turn that posted it: nothing, where that had begun already. A slice that was
+        /// posted twice counts twice.
         queue,
         /// From being posted to being known to be in place. Requests that asked for no completion are known with the next
         /// one that did.
