@@ -362,7 +362,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         name: "two-hellos-at-once",
         without: "one hello of a rail is on its way at a time",
         edits: &[Edit { file: SHAKE, from: "&& state.asked.is_none()\n            && self.nics", to: "&& self.nics" }],
-        catcher: UNIT.test("brain::explored::two_ends_come_together_whatever_happens_to_their_messages"),
+        catcher: UNIT.test("brain::explored::a_rail_that_fails_comes_back_and_nothing_is_taken_for_fenced_too_early"),
     },
     Mutant {
         name: "past-incarnations-are-heard",
