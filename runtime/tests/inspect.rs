@@ -102,7 +102,8 @@ fn an_incident_is_told_with_all_that_is_known() {
     let segment = p.a.open_segment("b").unwrap();
     let transfer = [moonrail::Transfer::write_from(&local, 0, far.addr(), 1 << 20)];
     p.a.submit(&segment, &transfer).unwrap().wait(pair::LONG).unwrap();
-    p.world.set_link(p.b_nics[0], false);
+    // The way between the two, not the peer's port: of that the peer would tell us before a completion does.
+    p.world.set_path(p.a_nics[0], p.b_nics[0], false);
     let batch = p.a.submit(&segment, &transfer).unwrap();
     let until = Instant::now() + pair::LONG;
     while p.a.incidents().is_empty() && Instant::now() < until {
@@ -112,7 +113,7 @@ fn an_incident_is_told_with_all_that_is_known() {
     assert!(!open.closed && open.status.is_some() && open.status_text.is_some(), "{open:#?}");
     assert!((&*open.nic, &*open.peer, &*open.peer_nic) == ("sim0", "b", "sim0"), "{open:#?}");
     assert!(open.when <= SystemTime::now() && open.at <= p.a.uptime(), "{open:#?}");
-    p.world.set_link(p.b_nics[0], true);
+    p.world.set_path(p.a_nics[0], p.b_nics[0], true);
     batch.wait(pair::LONG).unwrap();
     while !p.a.incidents()[0].closed && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(5));
