@@ -40,7 +40,7 @@ fn no_page_is_touched_after_its_batch_is_over() {
     lab.barrier();
 }
 
-/// A hit takes some hundred cancels, so this is no test for every change.
+/// A hit takes some hundred cancels and half a minute, so this is no test for every change.
 #[test]
 #[ignore = "a part of `cargo xtask soak`"]
 fn without_the_fence_pages_are_touched() {
@@ -86,13 +86,13 @@ fn prove(lab: &Lab, altered: Altered, cancels: u64) -> Option<Seen> {
     seen
 }
 
-/// 200 ms each way on the second NIC. Some of what comes back is lost, so that queue pairs fail while what they sent last is
-/// still on its way.
+/// 200 ms each way on the second NIC. Much of what comes back is lost, so that queue pairs fail while what they sent last is
+/// still on its way: with 10 % the engine waits for its completions, and 5 queue pairs of 1,001 cancels were given up.
 struct Slow;
 
 impl Slow {
     fn path(lab: &Lab) -> Self {
-        let loss = if lab.node == 0 { "0%" } else { "10%" };
+        let loss = if lab.node == 0 { "0%" } else { "40%" };
         let line = format!("qdisc replace dev eth1 root netem delay 200ms limit 10000 loss {loss}");
         run("tc", &line.split(' ').collect::<Vec<_>>());
         Self
