@@ -230,30 +230,37 @@ impl<T> Snapshot<T> {
     #[inline]
     pub fn load<'a>(&'a self, pass: &'a Pass<'_>) -> &'a T {
         assert!(std::ptr::eq(Arc::as_ptr(&self.lanes), pass.lanes));
-        // SAFETY: made by `Box::into_raw`. `replace` frees it only when every lane that was odd after the swap has changed, and
+        // SAFETY: made by `Box::into_raw`. `Retired` frees it only when every lane that was odd after the swap has changed, and
         // ours was odd, with a fence, before this load: either the swap is seen here, or the lane is seen there.
-        unsafe { &*self.now.load(Ordering::Acquire) }
+        unsafe { &*self.as_ptr() }
+    }
+
+    /// Where the value is now, for who keeps a pass beside it.
+    #[inline]
+    pub(crate) fn as_ptr(&self) -> *const T {
+        self.now.load(Ordering::Acquire)
+    }
+
+    /// Replaces the value. Any thread, inside a pass or not; does not wait.
+    pub(crate) fn swap(&self, value: T) -> Retired<T> {
+        let old = self.now.swap(Box::into_raw(Box::new(value)), Ordering::AcqRel);
+        Retired { readers: Readers::now(self.lanes.as_ref()), lanes: self.lanes.clone(), old }
     }
 
     /// Replaces the value, and waits until no reader has the old one. Not from inside a pass of the same lanes, which would wait for
     /// itself. Returns whether the old one is gone: where a reader does not leave within 10 s it is kept for ever.
     pub fn replace(&self, value: T) -> bool {
-        let old = self.now.swap(Box::into_raw(Box::new(value)), Ordering::AcqRel);
-        let mut readers = Readers::now(self.lanes.as_ref());
+        let mut old = self.swap(value);
         let mut since = None;
-        while !readers.have_left(self.lanes.as_ref()) {
+        while !old.is_over() {
             if since.get_or_insert_with(Instant::now).elapsed() > LEAVE_WITHIN {
                 return false;
             }
             std::thread::yield_now();
         }
-        // SAFETY: made by `Box::into_raw`, no longer found by anybody, and whoever had found it has left.
-        drop(unsafe { Box::from_raw(old) });
         true
     }
-}
 
-impl<T> Snapshot<T> {
     /// The value, of which nobody else has a view.
     pub fn get_mut(&mut self) -> &mut T {
         // SAFETY: made by `Box::into_raw`; reading borrows the snapshot, which is ours alone.
@@ -265,6 +272,32 @@ impl<T> Drop for Snapshot<T> {
     fn drop(&mut self) {
         // SAFETY: made by `Box::into_raw`; nobody reads it, as reading borrows the snapshot.
         drop(unsafe { Box::from_raw(*self.now.get_mut()) });
+    }
+}
+
+/// A value that was replaced, until its readers have left. One that is dropped before that is kept for ever.
+pub(crate) struct Retired<T> {
+    lanes: Arc<Lanes>,
+    readers: Readers,
+    old: *mut T,
+}
+
+// SAFETY: it owns its value, which readers on other threads may still look at, and drops it.
+unsafe impl<T: Send + Sync> Send for Retired<T> {}
+
+impl<T> Retired<T> {
+    /// Whether nobody reads it any more.
+    pub(crate) fn is_over(&mut self) -> bool {
+        self.readers.have_left(self.lanes.as_ref())
+    }
+}
+
+impl<T> Drop for Retired<T> {
+    fn drop(&mut self) {
+        if self.is_over() {
+            // SAFETY: made by `Box::into_raw`, no longer found by anybody, and whoever had found it has left.
+            drop(unsafe { Box::from_raw(self.old) });
+        }
     }
 }
 

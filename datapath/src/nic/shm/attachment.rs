@@ -11,7 +11,7 @@
 use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::copy;
@@ -20,7 +20,7 @@ use super::ledger::{Ledger, SharedLanes};
 use super::view::{Entry, Reach, View};
 use super::wake::Wake;
 use super::wire::Process;
-use crate::lanes::{self, LaneArray, Lanes, Readers};
+use crate::lanes::{self, LaneArray, Lanes, Retired, Snapshot};
 use crate::nic::{Op, WcStatus};
 use crate::region::Memory;
 use crate::units::RemoteAddr;
@@ -53,18 +53,12 @@ pub struct Attachment {
     /// In the peer's sight; none where the peer is this very NIC, which then looks at `own`.
     shared: Option<SharedLanes>,
     pub(super) own: Arc<Lanes>,
-    view: AtomicPtr<View>,
+    view: Snapshot<View>,
     dead: AtomicBool,
     /// The right to memory that the peer borrowed, or why there is none.
     pub(super) foreign: Result<Foreign, String>,
     pub(super) process: Option<Arc<Process>>,
     wake: Arc<Wake>,
-}
-
-/// A view that was replaced, until its readers have left.
-pub(super) struct Retired {
-    readers: Readers,
-    _view: Box<View>,
 }
 
 impl Attachment {
@@ -76,12 +70,13 @@ impl Attachment {
         foreign: Result<Foreign, String>,
         wake: Arc<Wake>,
     ) -> Self {
+        let own = Arc::<Lanes>::default();
         Self {
             token,
             ledger,
             shared,
-            own: Arc::new(Lanes::default()),
-            view: AtomicPtr::new(Box::into_raw(Box::default())),
+            view: Snapshot::new(own.clone(), View::default()),
+            own,
             dead: AtomicBool::new(false),
             foreign,
             process,
@@ -132,9 +127,9 @@ impl Attachment {
                 shared.lane(lane).store(seen.wrapping_add(1) | 1, Ordering::Relaxed);
             }
         })?;
-        // SAFETY: the pointer comes from `Box::into_raw`; a view that is replaced is freed only after every lane that was
-        // odd then has changed, and ours is odd until the pass is dropped.
-        let view = unsafe { &*self.view.load(Ordering::Acquire) };
+        // SAFETY: as in `Snapshot::load`, and the reference goes nowhere without the pass of our own lanes beside it. One view for the
+        // whole pass: what is not found in it is judged by how far it is behind.
+        let view = unsafe { &*self.view.as_ptr() };
         Some(Pass { at: self, own, view, streamed: Cell::new(false) })
     }
 
@@ -157,23 +152,13 @@ impl Attachment {
     }
 
     /// Replaces the view. Only the service thread does.
-    pub(super) fn publish(&self, view: View) -> Retired {
-        let old = self.view.swap(Box::into_raw(Box::new(view)), Ordering::AcqRel);
-        let readers = Readers::now(self.own.as_ref());
-        // SAFETY: it was made by `Box::into_raw`, and is nobody's but that of readers in a pass, whom `Retired` waits for.
-        Retired { readers, _view: unsafe { Box::from_raw(old) } }
-    }
-
-    /// Whether nobody reads it any more.
-    pub(super) fn is_over(&self, retired: &mut Retired) -> bool {
-        retired.readers.have_left(self.own.as_ref())
+    pub(super) fn publish(&self, view: View) -> Retired<View> {
+        self.view.swap(view)
     }
 }
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        // SAFETY: made by `Box::into_raw`, and nobody is in a pass: a pass borrows the attachment.
-        drop(unsafe { Box::from_raw(*self.view.get_mut()) });
         // The service thread closes the connection.
         self.wake.ring();
     }

@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::attachment::{Attachment, Retired, gone};
+use super::attachment::{Attachment, gone};
 use super::ledger::{SharedLanes, check_sealed};
 use super::qp;
 use super::table::{Cursor, Live, Next, Table, Watched};
 use super::view::{Entry, Reach, View};
 use super::wake::Wake;
 use super::wire::{self, Kind, Line, Message, Process};
+use crate::lanes::Retired;
 use crate::region::backing::Mapping;
 
 /// Peers attached at once.
@@ -68,7 +69,7 @@ pub(super) struct Link {
     changed: bool,
     /// The connection of a peer that has ended, open until our last copy is over: closing it says so.
     ending: Option<Source>,
-    retired: Vec<Retired>,
+    retired: Vec<Retired<View>>,
     unpopulated: VecDeque<(Weak<Mapping>, usize)>,
 }
 
@@ -149,7 +150,7 @@ impl Link {
         if std::mem::take(&mut self.changed) {
             self.retired.push(attachment.publish(View::of(&self.regions, self.told)));
         }
-        self.retired.retain_mut(|retired| !attachment.is_over(retired));
+        self.retired.retain_mut(|retired| !retired.is_over());
         if self.retired.is_empty() {
             self.ending = None;
         }
