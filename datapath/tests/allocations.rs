@@ -1,10 +1,9 @@
 //! A turn allocates nothing and frees nothing, whatever happens in it.
 
+mod counting;
 mod rig;
 mod tcp_rig;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::sync::Arc;
 
 use moonrail_datapath::limits::{STALL_AFTER, WATCH_PERIOD};
@@ -13,45 +12,8 @@ use moonrail_datapath::nic::{Op, WcStatus};
 use moonrail_datapath::units::Nanos;
 use moonrail_datapath::work::Work;
 
+use counting::{ALLOCATIONS, FREES, ON};
 use rig::Rig;
-
-/// Counts what the calling thread allocates and frees while it is told to.
-struct Counting;
-
-thread_local! {
-    static ON: Cell<bool> = const { Cell::new(false) };
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-    static FREES: Cell<u64> = const { Cell::new(0) };
-}
-
-fn note(counter: &'static std::thread::LocalKey<Cell<u64>>) {
-    if ON.get() {
-        counter.set(counter.get() + 1);
-    }
-}
-
-#[allow(unsafe_code)]
-// SAFETY: every call is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        note(&ALLOCATIONS);
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        note(&FREES);
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.dealloc(at, layout) }
-    }
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        note(&ALLOCATIONS);
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.realloc(at, layout, size) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 /// One turn of the only core, counted; the world moves and control answers outside the count.
 fn counted_turn(rig: &mut Rig, step: Nanos) -> usize {

@@ -1,48 +1,16 @@
 //! The mapped path allocates nothing, and makes no system call.
 
+mod counting;
 mod shm_rig;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::process::Command;
 
 use moonrail_datapath::nic::shm::ShmNic;
 use moonrail_datapath::nic::{Completion, Nic, Op, WcStatus};
 use moonrail_datapath::region::Memory;
 
+use counting::{ALLOCATIONS, FREES, ON};
 use shm_rig::{Desk, REMOTE};
-
-/// Counts what the calling thread allocates and frees while it is told to.
-struct Counting;
-
-thread_local! {
-    static ON: Cell<bool> = const { Cell::new(false) };
-    static CALLS: Cell<u64> = const { Cell::new(0) };
-}
-
-fn note() {
-    if ON.get() {
-        CALLS.set(CALLS.get() + 1);
-    }
-}
-
-#[allow(unsafe_code)]
-// SAFETY: every call is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        note();
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        note();
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 /// Two engines of this process; chains of 64 blocks of 4 KiB. Returns the slices moved.
 fn move_slices(rounds: u64) -> u64 {
@@ -70,11 +38,11 @@ fn move_slices(rounds: u64) -> u64 {
 #[test]
 fn a_slice_on_the_mapped_path_allocates_nothing() {
     assert_eq!(move_slices(2000), 128_000);
-    assert_eq!(CALLS.get(), 0);
+    assert_eq!((ALLOCATIONS.get(), FREES.get()), (0, 0));
     ON.set(true);
     drop(std::hint::black_box(vec![1u8; 100]));
     ON.set(false);
-    assert_eq!(CALLS.get(), 2, "the counter bites");
+    assert_eq!((ALLOCATIONS.get(), FREES.get()), (1, 1), "the counter bites");
 }
 
 /// The body of the process that is traced.

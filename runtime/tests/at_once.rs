@@ -1,47 +1,22 @@
 //! Small batches over shared memory: what they cost, and that memory which leaves is not copied any more.
-#![allow(unsafe_code)] // a global allocator that counts is unsafe to implement
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+#[path = "../../datapath/tests/counting/mod.rs"]
+mod counting;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use counting::{ALLOCATIONS, ON};
 use moonrail::{BatchStatus, Engine, Fabric, Level, Region, Segment, SubmitError, Transfer};
 
 const LONG: Duration = Duration::from_secs(20);
 
-/// Counts what the calling thread allocates while it is told to.
-struct Counting;
-
-thread_local! {
-    static ON: Cell<bool> = const { Cell::new(false) };
-    static CALLS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if ON.get() {
-            CALLS.set(CALLS.get() + 1);
-        }
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
 fn allocations(work: impl FnOnce()) -> u64 {
-    CALLS.set(0);
+    ALLOCATIONS.set(0);
     ON.set(true);
     work();
     ON.set(false);
-    CALLS.get()
+    ALLOCATIONS.get()
 }
 
 struct Pair {
