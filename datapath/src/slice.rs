@@ -58,6 +58,14 @@ impl Extent {
     }
 }
 
+/// Which of `sorted`, by address and without overlap, holds `addr`.
+#[inline]
+pub fn holder<T>(sorted: &[T], extent: impl Fn(&T) -> Extent, addr: u64) -> Option<usize> {
+    let index = sorted.partition_point(|item| extent(item).addr <= addr).checked_sub(1)?;
+    let Extent { addr: first, len } = extent(&sorted[index]);
+    (addr - first < len).then_some(index)
+}
+
 /// The transfer reaches outside the extents of one side.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TileError {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crate::nic::Fabric;
-use crate::slice::Extent;
+use crate::slice::{Extent, holder};
 use crate::units::{CoreId, PeerId, PeerNicId, Rkey};
 
 /// A peer as submitters and cores share it. Control makes it and keeps it for the engine's life.
@@ -130,9 +130,8 @@ impl RemoteBuffers {
 
     /// Place and extent of the buffer that holds `addr`, for [`crate::slice::tile`].
     pub fn find(&self, addr: u64) -> Option<(u32, Extent)> {
-        let index = self.buffers.partition_point(|b| b.extent.addr <= addr).checked_sub(1)?;
-        let extent = self.buffers[index].extent;
-        (addr - extent.addr < extent.len).then_some((index as u32, extent))
+        let index = holder(&self.buffers, |b| b.extent, addr)?;
+        Some((index as u32, self.buffers[index].extent))
     }
 
     /// The key of buffer `index` on a NIC of the peer; `None` where that NIC cannot carry it.

@@ -13,7 +13,7 @@ use moonrail_control::metadata::BufferEntry;
 use moonrail_datapath::lanes::Snapshot;
 use moonrail_datapath::nic::Access;
 use moonrail_datapath::region::{Chunk, ChunkKeys, Memory, Region as Registered};
-use moonrail_datapath::slice::Extent;
+use moonrail_datapath::slice::{Extent, holder};
 use moonrail_datapath::units::{Lkey, Rkey};
 
 use crate::engine::{OpenNic, Shared};
@@ -47,10 +47,10 @@ impl Extents {
     /// Whether one region has the whole range.
     #[inline]
     pub(crate) fn hold(&self, addr: u64, len: u64) -> bool {
-        let before = self.0.partition_point(|extent| extent.addr <= addr);
-        let Some(extent) = before.checked_sub(1).and_then(|index| self.0.get(index)) else { return false };
-        let at = addr - extent.addr;
-        at < extent.len && len <= extent.len - at
+        holder(&self.0, |extent| *extent, addr).is_some_and(|index| {
+            let extent = self.0[index];
+            len <= extent.len - (addr - extent.addr)
+        })
     }
 }
 
@@ -81,9 +81,7 @@ impl Registry {
 
     /// The entry that holds `addr`.
     pub(crate) fn find(&self, addr: u64) -> Option<&Entry> {
-        let index = self.entries.partition_point(|entry| entry.region.addr() <= addr).checked_sub(1)?;
-        let entry = &self.entries[index];
-        (addr - entry.region.addr() < entry.region.len()).then_some(entry)
+        holder(&self.entries, Entry::extent, addr).map(|index| &self.entries[index])
     }
 
     pub(crate) fn regions(&self) -> Vec<Region> {
@@ -147,10 +145,10 @@ impl Registry {
 
 /// Place and extent of the chunk that holds `addr`.
 pub(crate) fn chunk_at(registered: &Registered, addr: u64) -> Option<(u32, Extent)> {
+    let extent = |chunk: &Chunk| Extent { addr: chunk.addr, len: chunk.len };
     let chunks = registered.chunks();
-    let index = chunks.partition_point(|chunk| chunk.addr <= addr).checked_sub(1)?;
-    let chunk = &chunks[index];
-    (addr - chunk.addr < chunk.len).then_some((index as u32, Extent { addr: chunk.addr, len: chunk.len }))
+    let index = holder(chunks, extent, addr)?;
+    Some((index as u32, extent(&chunks[index])))
 }
 
 /// Offsets and lengths of the chunks of `len` bytes: all of `limit` bytes but the last. A limit above a page is cut to
