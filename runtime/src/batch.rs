@@ -176,7 +176,7 @@ enum Kind {
     Copied(Copied),
 }
 
-/// A batch that was done when `submit` returned.
+/// A batch that was done when `submit` returned, with bytes in it: an empty one is nothing that was copied.
 pub(crate) struct Copied {
     /// Length of each transfer.
     pub(crate) lens: Lens,
@@ -281,7 +281,6 @@ impl Batch {
     pub fn quiescence(&self) -> Quiescence {
         match &self.kind {
             Kind::Flying(inner) => inner.quiescence(),
-            Kind::Copied(copied) if copied.lens.as_slice().iter().all(|len| *len == 0) => Quiescence::NeverPosted,
             Kind::Copied(_) => Quiescence::Quiesced { how: Proof::CompletionSeen },
         }
     }

@@ -80,7 +80,7 @@ impl Shared {
         }
         match self.copy_at_once(transfers) {
             Ok(copied) => Ok(Batch::copied(copied)),
-            Err(direct) => self.submit_to_cores(transfers, deadline, direct),
+            Err(direct) => self.submit_to_cores(transfers, deadline, direct.as_ref()),
         }
     }
 
@@ -89,9 +89,9 @@ impl Shared {
         self: &Arc<Self>,
         transfers: &T,
         deadline: Option<Duration>,
-        direct: Option<Arc<dyn Direct>>,
+        direct: Option<&Arc<dyn Direct>>,
     ) -> Result<Batch, SubmitError> {
-        match self.try_submit(transfers, deadline, direct.clone()) {
+        match self.try_submit(transfers, deadline, direct) {
             // The peer may have registered it after we looked.
             Err(SubmitError::OutsidePeer { index, segment, addr }) => {
                 let (far, _) = transfers.get(index);
@@ -109,7 +109,7 @@ impl Shared {
         self: &Arc<Self>,
         transfers: &T,
         deadline: Option<Duration>,
-        direct: Option<Arc<dyn Direct>>,
+        direct: Option<&Arc<dyn Direct>>,
     ) -> Result<Batch, SubmitError> {
         let submitted = Instant::now();
         // Held until everything is enqueued: memory cannot leave, and the engine cannot stop, in between.
@@ -146,8 +146,9 @@ impl Shared {
         let works = groups.into_iter().map(|group| self.work(group, now, until, &completion)).collect::<Vec<_>>();
         let mut room_until = None;
         for (number, work) in works.iter().enumerate() {
-            self.enqueue(work, (number > 0).then_some(&mut room_until), direct.as_deref())?;
+            self.enqueue(work, (number > 0).then_some(&mut room_until), direct.map(AsRef::as_ref))?;
         }
+        let direct = direct.cloned();
         drop(registry);
         Ok(Batch::new(
             Flight { shared: self.clone(), completion, places, submitted, limit: after(submitted, span), direct },

@@ -9,7 +9,9 @@ use super::times::Times;
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    pub(crate) fn add(&self, n: u64) {
+    /// Counts `n` more. The writer's thread only.
+    #[inline]
+    pub fn add(&self, n: u64) {
         self.0.store(self.0.load(Ordering::Relaxed) + n, Ordering::Relaxed);
     }
 

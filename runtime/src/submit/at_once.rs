@@ -2,9 +2,9 @@
 //! to a core would take longer than the copy.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
+use moonrail_datapath::core::counters::Counter;
 use moonrail_datapath::lanes::{LANES, Pass};
 use moonrail_datapath::nic::direct::{Direct, Piece};
 use moonrail_datapath::units::RemoteAddr;
@@ -28,8 +28,8 @@ pub(crate) struct CopiedCounters {
 
 #[derive(Default)]
 struct Counted {
-    pieces: AtomicU64,
-    bytes: AtomicU64,
+    pieces: Counter,
+    bytes: Counter,
 }
 
 impl Default for CopiedCounters {
@@ -42,15 +42,14 @@ impl CopiedCounters {
     #[inline]
     pub(crate) fn count(&self, pass: &Pass<'_>, pieces: u64, bytes: u64) {
         let counted = &self.lanes[pass.lane()];
-        // The only writer: no locked instruction.
-        counted.pieces.store(counted.pieces.load(Ordering::Relaxed) + pieces, Ordering::Relaxed);
-        counted.bytes.store(counted.bytes.load(Ordering::Relaxed) + bytes, Ordering::Relaxed);
+        counted.pieces.add(pieces);
+        counted.bytes.add(bytes);
     }
 
     /// Pieces and bytes, of all threads.
     pub(crate) fn total(&self) -> (u64, u64) {
         let sum = |sum: (u64, u64), counted: &CachePadded<Counted>| {
-            (sum.0 + counted.pieces.load(Ordering::Relaxed), sum.1 + counted.bytes.load(Ordering::Relaxed))
+            (sum.0 + counted.pieces.get(), sum.1 + counted.bytes.get())
         };
         self.lanes.iter().fold((0, 0), sum)
     }
@@ -66,29 +65,25 @@ impl Shared {
             return Err(None);
         }
         let segment = transfers.segment().filter(|segment| segment.belongs_to(self)).ok_or(None)?;
-        let pass = self.lanes.enter().ok_or(None)?;
-        match segment.near(&pass) {
-            Near::Reached(memory) => self.copy(memory, &pass, transfers).ok_or_else(|| Some(memory.clone())),
-            Near::Elsewhere => Err(None),
-            Near::Unknown => {
-                drop(pass);
-                self.reach_and_copy(segment, transfers)
-            }
-        }
+        self.copy_near(segment, transfers).unwrap_or_else(|| {
+            // The first time, or the peer was lost.
+            segment.reach();
+            self.copy_near(segment, transfers).unwrap_or(Err(None))
+        })
     }
 
-    /// The first time, and when the peer was lost.
-    #[cold]
-    fn reach_and_copy<T: Transfers + ?Sized>(
+    /// `None`: nobody knows yet whether the peer's memory is in reach.
+    #[inline]
+    fn copy_near<T: Transfers + ?Sized>(
         &self,
         segment: &Segment,
         transfers: &T,
-    ) -> Result<Copied, Option<Arc<dyn Direct>>> {
-        segment.reach();
-        let pass = self.lanes.enter().ok_or(None)?;
+    ) -> Option<Result<Copied, Option<Arc<dyn Direct>>>> {
+        let Some(pass) = self.lanes.enter() else { return Some(Err(None)) };
         match segment.near(&pass) {
-            Near::Reached(memory) => self.copy(memory, &pass, transfers).ok_or_else(|| Some(memory.clone())),
-            Near::Elsewhere | Near::Unknown => Err(None),
+            Near::Reached(memory) => Some(self.copy(memory, &pass, transfers).ok_or_else(|| Some(memory.clone()))),
+            Near::Elsewhere => Some(Err(None)),
+            Near::Unknown => None,
         }
     }
 

@@ -21,9 +21,7 @@ struct Recent {
 }
 
 thread_local! {
-    static RECENT: Recent = const {
-        Recent { clock: Cell::new(0), places: [const { Cell::new(0) }; 1 << PLACES_BITS] }
-    };
+    static RECENT: Recent = const { Recent::new() };
 }
 
 /// Remembers that `len` bytes are written to `target` now; returns whether it was written a short while ago.
@@ -32,6 +30,10 @@ pub(super) fn note(target: *const u8, len: usize) -> bool {
 }
 
 impl Recent {
+    const fn new() -> Self {
+        Self { clock: Cell::new(0), places: [const { Cell::new(0) }; 1 << PLACES_BITS] }
+    }
+
     fn note(&self, target: u64, len: usize) -> bool {
         let now = self.clock.get();
         self.clock.set(now.wrapping_add((len >> GRAIN_BITS).max(1) as u32));
@@ -48,13 +50,9 @@ impl Recent {
 mod tests {
     use super::*;
 
-    fn recent() -> Recent {
-        Recent { clock: Cell::new(0), places: [const { Cell::new(0) }; 1 << PLACES_BITS] }
-    }
-
     #[test]
     fn a_target_is_remembered_until_the_cache_has_been_filled_anew() {
-        let recent = recent();
+        let recent = Recent::new();
         let round = |blocks: u64, len: usize| {
             let block = |i| recent.note(0x7000_0000 + i * len as u64, len);
             (0..blocks).filter(|i| block(*i)).count()
@@ -67,7 +65,7 @@ mod tests {
 
     #[test]
     fn few_of_many_small_targets_are_forgotten() {
-        let recent = recent();
+        let recent = Recent::new();
         let round = || (0..256u64).filter(|i| recent.note(0x7f00_0000_0000 + i * 8192, 4096)).count();
         round();
         assert!(round() > 192, "targets that fall on one place displace each other, and most do not");
