@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -133,18 +133,6 @@ impl CompletionQueue for NullCq {
             *place = completion;
         }
         Ok(count)
-    }
-
-    fn arm(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
-    fn clear_events(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -381,15 +381,22 @@ pub trait CompletionQueue: Send {
     /// Moves up to `out.len()` completions into `out`; returns how many. An error means that outcomes may be lost.
     fn poll(&mut self, out: &mut [Completion]) -> io::Result<usize>;
     /// Asks for an event on [`CompletionQueue::event_fd`] at the next completion. Poll once more before sleeping.
-    fn arm(&mut self) -> io::Result<()>;
-    /// Readable after an armed queue got a completion; `None` for a NIC that is only ever polled.
-    fn event_fd(&self) -> Option<BorrowedFd<'_>>;
+    fn arm(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+    /// Readable after an armed queue got a completion; `None`, which goes with the other two as they are here, for a NIC that is only
+    /// ever polled.
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
     /// Things done for peers since the last call, which no completion shows: a core that serves is not idle.
     fn served(&mut self) -> usize {
         0
     }
     /// Takes and acknowledges what made the descriptor readable, without waiting.
-    fn clear_events(&mut self) -> io::Result<()>;
+    fn clear_events(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The posting half of a queue pair. One core owns it; no call blocks.

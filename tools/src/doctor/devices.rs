@@ -17,6 +17,7 @@ use crate::units::size;
 const WATCH: Duration = Duration::from_secs(1);
 /// What the kernel keeps free for headers when it derives the path MTU (iboe_get_mtu: GRH, UDP, BTH, XRC, atomic, ICRC).
 const ROCE_OVERHEAD: u32 = 40 + 8 + 12 + 4 + 28 + 4;
+
 /// What is asked of the devices.
 pub struct Asked<'a> {
     /// The node's options.

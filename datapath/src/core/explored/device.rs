@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::nic::{AdminQp, Completion, CompletionQueue, PostQp, Posted, WcStatus, WorkRequest};
@@ -268,14 +267,5 @@ impl CompletionQueue for Poller {
     }
     fn poll(&mut self, out: &mut [Completion]) -> io::Result<usize> {
         Ok(lock(&self.0).poll(out))
-    }
-    fn arm(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-    fn clear_events(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! The trait's two halves over the simulated world.
 
 use std::io;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use super::SimWorld;
@@ -140,18 +140,6 @@ impl CompletionQueue for Cq {
 
     fn poll(&mut self, out: &mut [Completion]) -> io::Result<usize> {
         self.world.now().poll(self.index, out)
-    }
-
-    fn arm(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
-    fn clear_events(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
