@@ -55,6 +55,10 @@ impl Brain {
         self.open_incident(rail, text, &Seen::without_completion(Charge::Pair));
     }
 
+    fn incident_mut(&mut self, number: u64) -> Option<&mut Incident> {
+        self.incidents.iter_mut().find(|i| i.number == number)
+    }
+
     pub(super) fn open_incident(&mut self, rail: usize, text: &str, seen: &Seen) {
         let (now, state) = (self.now, &mut self.rails[rail]);
         state.failing_since.get_or_insert(now);
@@ -62,7 +66,7 @@ impl Brain {
         let (peer, incident) = (state.peer, state.incident);
         self.peer_mut(peer).cause.get_or_insert_with(|| text.to_owned());
         if let Some(number) = incident {
-            if let Some(incident) = self.incidents.iter_mut().find(|i| i.number == number) {
+            if let Some(incident) = self.incident_mut(number) {
                 incident.attempts += 1;
             }
             return;
@@ -162,7 +166,7 @@ impl Brain {
             rails.retain(|rail| !open.rails.contains(rail));
             open.rails.extend(rails);
         }
-        if let Some(incident) = self.incidents.iter_mut().find(|i| i.number == number)
+        if let Some(incident) = self.incident_mut(number)
             && incident.charge != charge
         {
             incident.charge = charge;
@@ -189,7 +193,7 @@ impl Brain {
 
     fn end_incident(&mut self, number: u64, how: &str) {
         let now = self.now;
-        let Some(incident) = self.incidents.iter_mut().find(|i| i.number == number) else { return };
+        let Some(incident) = self.incident_mut(number) else { return };
         incident.closed = Some(now);
         let text = format!(
             "incident {number} closed: {} to {}@{} {how}, {:?} after it opened, {} attempt(s), {} flushed",
@@ -206,7 +210,7 @@ impl Brain {
     /// Requests of a rail's former life came back flushed.
     pub(super) fn note_flushed(&mut self, rail: usize, flushed: u32) {
         if let Some(number) = self.rails[rail].incident
-            && let Some(incident) = self.incidents.iter_mut().find(|i| i.number == number)
+            && let Some(incident) = self.incident_mut(number)
         {
             incident.flushed = incident.flushed.saturating_add(flushed);
         }
