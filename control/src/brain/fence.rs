@@ -14,7 +14,7 @@
 
 use moonrail_datapath::units::{Nanos, Qpn};
 
-use super::event::Action;
+use super::event::{Action, Token};
 use super::peer::NoReply;
 use super::rail::{End, Inbound, OldLife};
 use super::{Brain, Pending, Timer};
@@ -68,14 +68,16 @@ impl Brain {
     }
 
     /// The peer answered our question, or did not.
-    pub(super) fn fence_replied(&mut self, rail: usize, number: u32, result: Result<Frame, NoReply>) {
-        let state = &mut self.rails[rail];
-        state.fence.on_its_way = false;
+    pub(super) fn fence_replied(&mut self, rail: usize, number: u32, token: Token, result: Result<Frame, NoReply>) {
+        self.rails[rail].fence.on_its_way = false;
         let reply = result.ok().and_then(|frame| Hello::parse(&frame.body).ok());
-        let life = state.old.iter_mut().find(|life| life.key.life == number);
+        if let Some(reply) = &reply {
+            self.note_replier(self.rails[rail].peer, token, reply);
+        }
+        let life = self.rails[rail].old.iter_mut().find(|life| life.key.life == number);
         let answered = match (reply, life) {
             (Some(reply), Some(life)) => {
-                // Another incarnation knows nothing of what its predecessor had; it proves it in its own way.
+                // Another incarnation knows nothing of what its predecessor had; that it answers may prove it, as above.
                 let same = reply.extra.node.incarnation.is_some() && reply.extra.node.incarnation == life.incarnation;
                 let all = life.qpns.iter().all(|qpn| reply.extra.fenced_qpns.contains(qpn));
                 life.proof |= same && all && reply.refusal().is_none();

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! What proves it: the same process, or another on its host, accepted or presented fresh queue pairs for the same pair of NICs; or it says so
-//! ([`super::fence`]); or it is another incarnation on the same host. Time, refused connections and a lost lease prove nothing.
+//! ([`super::fence`]); or another incarnation on the same host answers what it was asked ([`Brain::note_life`]). Time, refused
+//! connections and a lost lease prove nothing.
 
 use std::collections::BTreeSet;
 

@@ -384,7 +384,7 @@ impl Brain {
             Some(Pending::Who(peer)) => self.who_replied(peer, token, result),
             Some(Pending::Hello { rail, ours }) => self.hello_replied(rail, token, ours, result),
             Some(Pending::Ack { rail, qpns }) => self.ack_replied(rail, &qpns, result),
-            Some(Pending::Fence { rail, life }) => self.fence_replied(rail, life, result),
+            Some(Pending::Fence { rail, life }) => self.fence_replied(rail, life, token, result),
             Some(Pending::Idle { rail, life }) => self.idle_replied(rail, life, result),
             Some(Pending::Notify(id)) => self.messaged(id, result, true),
             Some(Pending::Probe(id)) => self.messaged(id, result, false),

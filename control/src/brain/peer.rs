@@ -17,7 +17,7 @@ use crate::handle::{Charge, RemoteSegment};
 use crate::handshake;
 use crate::metadata::keys::segment_name;
 use crate::metadata::{Protocol, RpcMeta, SegmentDescriptor, StoreError, peer as p2p};
-use crate::wire::{Frame, GidText, Hello, HelloExtra, Incarnation, MessageType};
+use crate::wire::{Frame, GidText, Hello, Incarnation, MessageType};
 
 /// Peers of one engine at the most. Names of strangers count, so it is bounded.
 pub const MAX_PEERS: usize = 16_384;
@@ -84,9 +84,25 @@ impl PeerState {
     }
 
     /// Whether it is known that this life is over.
-    #[cfg(test)]
     pub(super) fn is_past(&self, life: Incarnation) -> bool {
         self.past.contains(&life)
+    }
+
+    /// What it knows of the order of the peer's lives: whether what was asked under this token came after all that was heard.
+    #[cfg(test)]
+    pub(super) fn is_asked_since(&self, token: Token) -> bool {
+        token.0 > self.renewed
+    }
+
+    #[cfg(test)]
+    pub(super) fn past_lives(&self) -> impl Iterator<Item = Incarnation> + '_ {
+        self.past.iter().copied()
+    }
+
+    /// Whether it asked just now who lives.
+    #[cfg(test)]
+    pub(super) fn has_asked(&self, now: Nanos) -> bool {
+        self.who_asked.is_some_and(|at| now.since(at) < WHO_EVERY)
     }
 
     /// Its handshake address, if that is known.
@@ -306,7 +322,7 @@ impl Brain {
 
     /// Whether a descriptor is of a life of the peer that is known to be over: its keys open nothing, or something else.
     fn is_of_past_life(&self, peer: PeerId, descriptor: &SegmentDescriptor) -> bool {
-        descriptor.extra.incarnation.is_some_and(|incarnation| self.peer(peer).past.contains(&incarnation))
+        descriptor.extra.incarnation.is_some_and(|incarnation| self.peer(peer).is_past(incarnation))
     }
 
     fn is_of_another_life(&self, peer: PeerId, descriptor: &SegmentDescriptor) -> bool {
@@ -368,9 +384,11 @@ impl Brain {
 
     /// A moonrail peer said which life it is in. Returns whether that life may be listened to: not an earlier one.
     ///
-    /// Nothing orders two lives but what we heard of them, and messages and descriptors may be late. Only a reply is proof:
-    /// what answers a question lives after it was asked (`asked`, its token). So a reply to what was asked since we know of
-    /// the present life ends that, even if it is of one that we had taken for an earlier one.
+    /// Nothing orders two lives but what we heard of them, and messages and descriptors may be late: even the first word of a
+    /// process may come after its successor's. Only a reply is proof: what answers a question lives after it was asked
+    /// (`asked`, its token), and two processes of one name do not live at a time. So a mere word ends our use of the life
+    /// before, but does not prove that end; a reply to what was asked since we last heard of another life does, and ends the
+    /// present life even for one that we had taken for an earlier one.
     pub(super) fn note_life(
         &mut self,
         peer: PeerId,
@@ -379,19 +397,33 @@ impl Brain {
         gid: Option<Gid>,
         asked: Option<Token>,
     ) -> bool {
+        let state = self.peer_mut(peer);
+        let asked_since = asked.is_some_and(|token| state.incarnation.is_none() || token.0 > state.renewed);
+        if state.incarnation != Some(incarnation) {
+            match asked {
+                Some(_) if !asked_since => return false,
+                Some(_) => state.past.retain(|life| *life != incarnation),
+                None if state.is_past(incarnation) => return false,
+                None => {}
+            }
+            let is_first = state.incarnation.is_none();
+            self.begin_life(peer, incarnation);
+            if asked.is_none() && !is_first {
+                self.ask_who_lives(peer);
+            }
+        }
+        if asked_since {
+            self.outlived(peer, incarnation, boot_id, gid);
+        }
+        true
+    }
+
+    /// What the life before had is not used any more.
+    fn begin_life(&mut self, peer: PeerId, incarnation: Incarnation) {
         let tokens = self.tokens;
         let state = self.peer_mut(peer);
-        if state.incarnation == Some(incarnation) {
-            return true;
-        }
-        match asked {
-            Some(token) if state.incarnation.is_some() && token.0 <= state.renewed => return false,
-            Some(_) => state.past.retain(|life| *life != incarnation),
-            None if state.past.contains(&incarnation) => return false,
-            None => {}
-        }
         state.renewed = tokens;
-        let Some(before) = state.incarnation.replace(incarnation) else { return true };
+        let Some(before) = state.incarnation.replace(incarnation) else { return };
         if state.past.len() == PAST_LIVES {
             state.past.pop_front();
         }
@@ -406,21 +438,27 @@ impl Brain {
             if self.rails[rail].theirs().is_some_and(|theirs| theirs.incarnation == Some(before)) {
                 self.lose_to(rail, "the peer was restarted", Charge::Peer);
             }
+        }
+    }
+
+    /// This life of the peer is proven to come after all others that we have heard of: on its own host they are over.
+    fn outlived(&mut self, peer: PeerId, by: Incarnation, boot_id: Option<&str>, gid: Option<Gid>) {
+        for rail in self.peer(peer).rails.clone() {
             for life in &mut self.rails[rail].old {
                 let same_host = (boot_id.is_some() && life.boot_id.as_deref() == boot_id) || gid == Some(life.peer_gid);
-                if life.incarnation == Some(before) && same_host {
-                    life.proof = true;
-                }
+                life.proof |= same_host && life.incarnation.is_some_and(|incarnation| incarnation != by);
             }
             self.bury(rail);
         }
-        true
     }
 
-    /// A life of a rail's peer that counts as over speaks to us. Either that was long on its way; or it lives, and what we took
-    /// for newer was older. Whoever answers at the peer's address tells.
-    pub(super) fn ask_who_lives(&mut self, rail: usize) {
-        let (peer, now) = (self.rails[rail].peer, self.now);
+    /// Two lives of a peer speak to us, or one that counts as over does. Either one was long on its way; or it lives, and what we
+    /// took for newer was older. Whoever answers at the peer's address tells.
+    pub(super) fn ask_who_lives(&mut self, peer: PeerId) {
+        let now = self.now;
+        let rails = &self.peer(peer).rails;
+        // Any will do: a hello is about one.
+        let Some(rail) = rails.iter().copied().find(|rail| !self.rails[*rail].fabric.is_dialled()) else { return };
         let asked = &mut self.peer_mut(peer).who_asked;
         if asked.is_some_and(|at| now.since(at) < WHO_EVERY) {
             return;
@@ -435,8 +473,18 @@ impl Brain {
     }
 
     pub(super) fn who_replied(&mut self, peer: PeerId, token: Token, result: Result<Frame, NoReply>) {
-        let Ok(frame) = result else { return self.forget_address(peer) };
-        let Ok(Hello { extra: HelloExtra { node, .. }, .. }) = Hello::parse(&frame.body) else { return };
+        let Ok(frame) = result else {
+            self.peer_mut(peer).who_asked = None;
+            return self.forget_address(peer);
+        };
+        if let Ok(reply) = Hello::parse(&frame.body) {
+            self.note_replier(peer, token, &reply);
+        }
+    }
+
+    /// The life that this reply says it is of answered what was asked under this token.
+    pub(super) fn note_replier(&mut self, peer: PeerId, token: Token, reply: &Hello) {
+        let node = &reply.extra.node;
         if let Some(incarnation) = node.incarnation {
             self.note_life(peer, incarnation, node.boot_id.as_deref(), None, Some(token));
         }

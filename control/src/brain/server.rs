@@ -116,7 +116,7 @@ impl Brain {
             let peer = self.rails[rail].peer;
             let (boot_id, gid) = (hello.extra.node.boot_id.as_deref(), hello.local_gid.gid());
             if !self.note_life(peer, incarnation, boot_id, gid, None) {
-                self.ask_who_lives(rail);
+                self.ask_who_lives(peer);
                 return Err(rejection::ACK_STALE.to_owned());
             }
         }

@@ -261,8 +261,17 @@ impl Brain {
             }
             (End::Connecting { ours, theirs, mtu, then }, Outcome::Connected(Ok(halves))) => {
                 let acks = theirs.acks;
+                let peer = self.peer(self.rails[rail].peer);
+                let is_over = theirs.incarnation.is_some_and(|life| peer.is_past(life));
                 self.rails[rail].end = End::Half { ours: ours.clone(), theirs, mtu, halves, since: self.now };
                 match then {
+                    // Its process ended while the device was at work.
+                    then if is_over => {
+                        if let Then::Answer(inbound) = then {
+                            self.refuse(&inbound, rejection::ACK_STALE.to_owned());
+                        }
+                        self.abandon(rail, "the peer was restarted while it was being connected");
+                    }
                     Then::Answer(inbound) => {
                         let hello = self.our_hello(rail, &ours, false);
                         self.reply(&inbound, &hello);

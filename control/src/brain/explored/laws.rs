@@ -17,7 +17,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use moonrail_datapath::units::Qpn;
 
 use super::device::lock;
-use super::world::{At, Pair};
+use super::world::{At, Node, Pair};
 use crate::brain::rail::{End, Then};
 use crate::handshake::PeerEnd;
 use crate::wire::Hello;
@@ -91,6 +91,8 @@ impl Pair {
                 At::Lost => (3, None),
             };
             key.put([from as u64, stage, u64::from(exchange.waits), order]);
+            let since = |node: &Node| node.brain.peers.iter().any(|peer| peer.is_asked_since(exchange.token));
+            key.flag(exchange.waits && since(&self.nodes[from]));
             key.hello(from, &exchange.hello);
             if let Some(reply) = reply {
                 key.hello(to, &reply);
@@ -133,6 +135,8 @@ impl Pair {
         for peer in &brain.peers {
             key.put([peer.incarnation.map_or(0, |life| life.0), u64::from(peer.unreachable), u64::from(peer.stale)]);
             key.put([u64::from(peer.segment.is_some()), u64::from(peer.address().is_some())]);
+            key.flag(peer.has_asked(now));
+            key.put(peer.past_lives().map(|life| life.0).chain([u64::MAX]));
         }
         for rail in &brain.rails {
             match &rail.end {

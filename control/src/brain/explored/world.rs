@@ -58,12 +58,9 @@ pub(super) struct Rules {
     pub(super) exchanges_end: bool,
     /// A port that comes back says so.
     pub(super) ports_speak: bool,
-    /// The first that a node hears of a process is not later than what it hears of the process's successor.
-    pub(super) lives_come_in_order: bool,
 }
 
-pub(super) const KEPT: Rules =
-    Rules { err_is_err: true, exchanges_end: true, ports_speak: true, lives_come_in_order: true };
+pub(super) const KEPT: Rules = Rules { err_is_err: true, exchanges_end: true, ports_speak: true };
 
 /// Where a message is.
 pub(super) enum At {
@@ -251,9 +248,7 @@ impl World for Pair {
         for (at, exchange) in self.net.iter().enumerate() {
             match &exchange.at {
                 At::Request => {
-                    if self.is_in_order(exchange) {
-                        steps.push(Step::Deliver(at));
-                    }
+                    steps.push(Step::Deliver(at));
                     if plan.doubles > 0 {
                         steps.push(Step::Double(at));
                     }
@@ -429,19 +424,6 @@ impl World for Pair {
 }
 
 impl Pair {
-    /// Whether no process that died is still to be heard of for the first time before this message of its successor.
-    fn is_in_order(&self, exchange: &Exchange) -> bool {
-        let peers = &self.nodes[exchange.to].brain.peers;
-        let unheard = |x: &Exchange| {
-            let life = x.hello.extra.node.incarnation;
-            (x.from, x.waits) == (exchange.from, false)
-                && x.process < exchange.process
-                && matches!(x.at, At::Request)
-                && !peers.iter().any(|peer| peer.incarnation == life || life.is_some_and(|life| peer.is_past(life)))
-        };
-        !self.plan.rules.lives_come_in_order || !self.net.iter().any(unheard)
-    }
-
     /// Whether something is to be done that takes no time, unless there is a pause. Late copies may come at any time.
     fn is_prompt(&self) -> bool {
         let fabric = lock(&self.fabric);

@@ -170,10 +170,22 @@ pub(super) const MUTANTS: &[Mutant] = &[
         without: "another incarnation proves the fence only on the same host",
         edits: &[Edit {
             file: PEER,
-            from: "life.incarnation == Some(before) && same_host",
-            to: "life.incarnation == Some(before)",
+            from: "life.proof |= same_host && life",
+            to: "life.proof |= (same_host || true) && life",
         }],
-        catcher: BRAINS.test("another_host_of_a_peers_name_proves_nothing"),
+        catcher: BRAINS.test("a_successor_proves_by_an_answer_and_only_for_its_host"),
+    },
+    Mutant {
+        name: "a-word-is-proof",
+        without: "only a life that answers is proven to come after another",
+        edits: &[Edit { file: PEER, from: "if asked_since {", to: "if asked_since || asked.is_none() {" }],
+        catcher: UNIT.test("brain::explored::two_ends_come_together_after_a_restart_in_the_middle"),
+    },
+    Mutant {
+        name: "connected-to-the-past",
+        without: "what is connected when its process is known to be over is dropped",
+        edits: &[Edit { file: SHAKE, from: "then if is_over => {", to: "then if is_over && false => {" }],
+        catcher: UNIT.test("brain::explored::two_ends_come_together_after_a_restart_in_the_middle"),
     },
     Mutant {
         name: "own-end-proves-the-peers",
@@ -191,8 +203,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[
             Edit {
                 file: PEER,
-                from: "life.incarnation == Some(before) && same_host",
-                to: "life.since == self.now && same_host",
+                from: "life.proof |= same_host && life",
+                to: "life.proof |= same_host && life.since == self.now && life",
             },
             Edit {
                 file: LIFE,
@@ -247,7 +259,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "past-life-is-not-looked-into",
         without: "a life that speaks although it counts as over is asked about",
-        edits: &[Edit { file: SERVER, from: "self.ask_who_lives(rail);", to: "" }],
+        edits: &[Edit { file: SERVER, from: "self.ask_who_lives(peer);", to: "" }],
         catcher: BRAINS.test("a_late_word_of_a_life_before_is_found_out_by_asking"),
     },
     Mutant {
@@ -369,8 +381,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         without: "what comes late from a former process of a peer is refused",
         edits: &[Edit {
             file: PEER,
-            from: "None if state.past.contains(&incarnation) => return false,",
-            to: "None if state.past.contains(&incarnation) && state.past.is_empty() => return false,",
+            from: "None if state.is_past(incarnation) => return false,",
+            to: "None if state.is_past(incarnation) && state.past.is_empty() => return false,",
         }],
         catcher: UNIT.test("brain::explored::two_ends_come_together_after_a_restart_in_the_middle"),
     },
