@@ -111,7 +111,8 @@ pub fn classify(status: WcStatus) -> FaultClass {
         | WcStatus::REM_OP_ERR
         | WcStatus::REM_ABORT_ERR
         | WcStatus::RESP_TIMEOUT_ERR
-        | WcStatus::STALLED => FaultClass::Path,
+        | WcStatus::STALLED
+        | WcStatus::UNPROVEN => FaultClass::Path,
         WcStatus::LOC_QP_OP_ERR
         | WcStatus::LOC_EEC_OP_ERR
         | WcStatus::LOC_RDD_VIOL_ERR
@@ -130,6 +131,7 @@ pub struct FirstError {
     /// The queue pair.
     pub qpn: Qpn,
     /// What the completion said; SUCCESS never. [`WcStatus::STALLED`], [`WcStatus::GIVEN_UP`]: there was none.
+    /// [`WcStatus::UNPROVEN`]: it said success, or a later one implied it.
     pub status: WcStatus,
     /// The device maker's code.
     pub vendor_err: u32,

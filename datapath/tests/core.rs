@@ -410,3 +410,27 @@ fn a_rail_is_given_back_only_while_nobody_needs_it() {
     assert!(bytes(&local) == pattern(4 << 20, 4));
     assert!(rig.first_errors.is_empty());
 }
+
+/// A device that calls READs a success and cuts them short: the one at fault is read again over another rail and charged, what
+/// the same completion implied is read again at no cost, and no byte is wrong. WRITEs are not looked at.
+#[test]
+fn a_read_that_its_device_does_not_stand_by_is_made_again() {
+    let options = SimOptions { cuts_reads: true, ..SimOptions::default() };
+    let mut rig = Rig::new(11, 2, 1, options);
+    rig.connect(0, 0, 0, 1);
+    rig.connect(0, 1, 1, 1);
+    let len = 4 << 20;
+    let (local, far) = (Rig::region(&rig.near, len), Rig::region(&rig.far, len));
+    let remote = rig.remote(&far);
+    assert!(rig.run_until(SECOND, |r| r.first_errors.is_empty() && r.peer.routes() == 1));
+    far.memory().write(0, &pattern(len, 3)).unwrap();
+    rig.world.cut_short(rig.near[0].id, rig.far[0].id);
+    let read = rig.work(Op::Read, &local, &remote, &[(0, 0, len as u64)]);
+    rig.submit(&read);
+    assert!(rig.run_until(SECOND, |_| read.completion().is_done()));
+    assert_eq!(read.transfers()[0].status(), TransferStatus::Done);
+    assert!(bytes(&local) == pattern(len, 3), "every byte is in place");
+    let statuses: Vec<WcStatus> = rig.first_errors.iter().map(|error| error.status).collect();
+    assert_eq!(statuses, [WcStatus::UNPROVEN], "{:?}", rig.first_errors);
+    assert_eq!(rig.first_errors[0].op, Op::Read);
+}

@@ -96,6 +96,9 @@ fn advice(cause: Cause, told: SliceError) -> &'static str {
             WcStatus::STALLED => {
                 "nothing came back: check the routes between the two NICs (`moonrail ping`), and `dmesg` on both ends"
             }
+            WcStatus::UNPROVEN => {
+                "the peer's net device took packets no more: compare the MTUs of the interfaces, and `ip -s link` on the peer"
+            }
             WcStatus::LOC_QP_OP_ERR | WcStatus::FATAL_ERR => "see `dmesg` for the device, and `moonrail doctor`",
             _ => "see `moonrail doctor`, and the log for the first error of this rail",
         },

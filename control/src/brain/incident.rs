@@ -244,6 +244,9 @@ pub(super) fn advice(status: WcStatus, class: FaultClass, fabric: Fabric) -> &'s
         (WcStatus::STALLED, _) => {
             "something between swallows packets (routes, switches, GIDs of two networks: see `moonrail ping`), or a NIC hangs (`dmesg`, here and there)"
         }
+        (WcStatus::UNPROVEN, _) => {
+            "the peer's net device took packets no more (its MTU was made smaller, or its queue is full: `ip -s link` there); the READ is made again"
+        }
         (_, FaultClass::Request) => {
             "the request itself is wrong: check addresses and lengths against the registered regions"
         }

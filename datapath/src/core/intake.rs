@@ -83,6 +83,7 @@ impl Core {
         seat.rail = rail as u32;
         seat.depth = post.depth();
         seat.max_inline = post.max_inline();
+        seat.reads_are_proven = post.reads_are_proven();
         seat.ring = ring;
         seat.post = Some(post);
         (seat.unsignaled, seat.unsignaled_bytes, seat.flushed) = (0, 0, 0);
@@ -126,6 +127,7 @@ impl Core {
             ring: InFlightRing::none(),
             depth: 0,
             max_inline: 0,
+            reads_are_proven: true,
             unsignaled: 0,
             unsignaled_bytes: 0,
             flushed: 0,

@@ -6,7 +6,7 @@ use super::inflight::{InFlight, TRIAL};
 use super::port::CoreEvent;
 use super::table::{QpState, RailSeat, RailState};
 use crate::limits::{POLL_BATCH, POLLS_PER_TURN, TRIAL_ROUND_TRIP_MAX};
-use crate::nic::{Completion, WcStatus};
+use crate::nic::{Completion, Op, WcStatus};
 use crate::units::Nanos;
 
 /// Slices that one completion told of. Those that were posted together are counted together.
@@ -89,12 +89,16 @@ impl Core {
         self.rails[rail].counters.completions.add(1);
         let in_flight = self.rails[rail].credit.in_flight();
         let mut arrived = Arrived::default();
-        for _ in 0..before {
-            self.retire_done(slot, None, now, &mut arrived);
+        let ended = before + u32::from(completion.status == WcStatus::SUCCESS);
+        let doubted = !self.qps[slot].reads_are_proven && self.has_reads(slot, ended) && self.is_in_error(slot);
+        for nth in 0..ended {
+            if doubted && self.has_reads(slot, 1) {
+                self.retire_failed(slot, Completion { status: WcStatus::UNPROVEN, vendor_err: 0, ..completion }, now);
+            } else {
+                self.retire_done(slot, (nth == before).then_some(now), now, &mut arrived);
+            }
         }
-        if completion.status == WcStatus::SUCCESS {
-            self.retire_done(slot, Some(now), now, &mut arrived);
-        } else {
+        if completion.status != WcStatus::SUCCESS {
             self.retire_failed(slot, completion, now);
         }
         self.count_ended(rail, before + 1, in_flight);
@@ -107,6 +111,19 @@ impl Core {
             rail.counters.cap_bytes.set(rail.credit.cap());
             rail.counters.round_trip_ns.set(rail.credit.round_trip().unwrap_or(0));
         }
+    }
+
+    /// Whether one of the oldest `count` requests of `slot` is a READ.
+    fn has_reads(&self, slot: usize, count: u32) -> bool {
+        let is_read = |entry: &InFlight| {
+            let seat = (entry.seat != TRIAL).then(|| &self.works[entry.seat as usize]);
+            seat.and_then(|seat| seat.work.as_ref()).is_some_and(|work| work.op() == Op::Read)
+        };
+        self.qps[slot].ring.iter().take(count as usize).any(is_read)
+    }
+
+    fn is_in_error(&self, slot: usize) -> bool {
+        self.qps[slot].post.as_ref().is_some_and(|post| post.is_in_error())
     }
 
     /// Takes the oldest request out of the ring of `slot`: its place in all three counts of credit is free again.

@@ -54,6 +54,8 @@ pub(crate) struct QpSeat {
     pub(crate) ring: InFlightRing,
     pub(crate) depth: u32,
     pub(crate) max_inline: u32,
+    /// See [`PostQp::reads_are_proven`].
+    pub(crate) reads_are_proven: bool,
     /// Requests and bytes posted since the last one that asked for a completion.
     pub(crate) unsignaled: u32,
     pub(crate) unsignaled_bytes: u64,

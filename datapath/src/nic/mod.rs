@@ -305,7 +305,9 @@ impl WcStatus {
     pub const FATAL_ERR: Self = Self(19);
     pub const RESP_TIMEOUT_ERR: Self = Self(20);
     pub const GENERAL_ERR: Self = Self(21);
-    /// No device says this: the core does, of a queue pair that is silent while a cancelled batch waits for it
+    /// No device says this: the core does, of a READ whose success the device does not stand by ([`PostQp::reads_are_proven`]).
+    pub const UNPROVEN: Self = Self(253);
+    /// Nor this: the core says it of a queue pair that is silent while a cancelled batch waits for it
     /// (`core/stall.rs`).
     pub const GIVEN_UP: Self = Self(254);
     /// Nor this: the core says it of a queue pair that is silent for much too long.
@@ -338,6 +340,7 @@ impl WcStatus {
             19 => "fatal error",
             20 => "response timeout error",
             21 => "general error",
+            253 => "unproven: a READ was called a success, and its queue pair is in error",
             254 => {
                 "given up: a batch that was cancelled, or is over its deadline, waits for completions that do not come"
             }
@@ -413,6 +416,16 @@ pub trait PostQp: Send {
     /// they ended. Asked when one failed. Never so on RDMA: a packet may be late (docs/architecture.md, the life of an
     /// error).
     fn drains_clean(&self) -> bool {
+        false
+    }
+    /// Whether the success of a READ says that its bytes are there. Not so where the device is known to call READs a success
+    /// that it cut short; it moves the queue pair to ERR in the same moment, so there [`PostQp::is_in_error`] is asked after each
+    /// completion that ends a READ. Asked once, when the queue pair comes to its core.
+    fn reads_are_proven(&self) -> bool {
+        true
+    }
+    /// Whether the device has moved the queue pair to ERR. May cost a system call.
+    fn is_in_error(&self) -> bool {
         false
     }
 }

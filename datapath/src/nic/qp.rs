@@ -210,6 +210,16 @@ impl PostHalf {
         self.post.drains_clean()
     }
 
+    /// See [`PostQp::reads_are_proven`].
+    pub fn reads_are_proven(&self) -> bool {
+        self.post.reads_are_proven()
+    }
+
+    /// See [`PostQp::is_in_error`].
+    pub fn is_in_error(&self) -> bool {
+        self.post.is_in_error()
+    }
+
     /// Posts `chain` with one doorbell; says how many the device took.
     pub fn post(&mut self, chain: &[WorkRequest]) -> Posted {
         self.post.post(chain)

@@ -181,6 +181,14 @@ impl PostQp for Post {
     fn post(&mut self, chain: &[WorkRequest]) -> Posted {
         self.0.world.now().post(self.0.index, chain)
     }
+
+    fn reads_are_proven(&self) -> bool {
+        !self.0.world.lock().cuts_reads()
+    }
+
+    fn is_in_error(&self) -> bool {
+        self.0.world.lock().is_in_error(self.0.index)
+    }
 }
 
 impl AdminQp for Admin {

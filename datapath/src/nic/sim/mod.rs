@@ -37,6 +37,8 @@ pub struct SimOptions {
     pub mtu: Mtu,
     /// Whether the number of a destroyed queue pair is given again at once. Then both ends must draw their packet numbers.
     pub reuse_numbers: bool,
+    /// Whether the devices may call a READ a success that they cut short ([`SimWorld::cut_short`]), as Soft-RoCE does.
+    pub cuts_reads: bool,
 }
 
 impl Default for SimOptions {
@@ -50,6 +52,7 @@ impl Default for SimOptions {
             late_by: Nanos::from_millis(20),
             mtu: Mtu::B4096,
             reuse_numbers: false,
+            cuts_reads: false,
         }
     }
 }
@@ -119,6 +122,12 @@ impl SimWorld {
     /// does in split networks. Mended by [`SimWorld::set_path`].
     pub fn swallow(&self, a: SimNicId, b: SimNicId) {
         self.lock().swallow(a.0, b.0);
+    }
+
+    /// READs between two NICs end after half of their bytes, are called a success all the same, and leave their queue pair in ERR
+    /// without a word. Only in a world that [`SimOptions::cuts_reads`]; mended by [`SimWorld::set_path`].
+    pub fn cut_short(&self, a: SimNicId, b: SimNicId) {
+        self.lock().cut_short(a.0, b.0);
     }
 
     /// Loses `loss` (0 to 1) of the packets between two NICs, and delays all of them. Mended by [`SimWorld::set_path`].

@@ -22,6 +22,8 @@ struct NicState {
     cut: Vec<usize>,
     /// Of those cut, the ones towards which this NIC retries for ever.
     swallowing: Vec<usize>,
+    /// NICs whose answers to READs are cut short.
+    cutting: Vec<usize>,
     /// NICs towards which packets are lost or late.
     rough: Vec<(usize, Rough)>,
     /// An address that was taken away, until it comes back.
@@ -188,6 +190,7 @@ impl World {
             events: VecDeque::new(),
             cut: vec![],
             swallowing: vec![],
+            cutting: vec![],
             rough: vec![],
             taken: None,
         });
@@ -534,7 +537,14 @@ impl World {
 
     /// Does the request at the head of `qp`, and completes it.
     fn execute(&mut self, qp: usize, peer: usize) {
-        let Some((_, request)) = self.qps[qp].queue.front().copied() else { return };
+        let Some((_, mut request)) = self.qps[qp].queue.front().copied() else { return };
+        let cut = self.options.cuts_reads
+            && request.op == Op::Read
+            && request.len > 1
+            && self.nics[self.qps[qp].nic].cutting.contains(&self.qps[peer].nic);
+        if cut {
+            request.len /= 2;
+        }
         match self.move_bytes(qp, peer, &request) {
             Ok(()) => {
                 self.qps[qp].queue.pop_front();
@@ -542,6 +552,10 @@ impl World {
                 self.qps[qp].met.get_or_insert(peer);
                 if request.signaled {
                     self.complete(qp, &request, WcStatus::SUCCESS);
+                }
+                if cut {
+                    self.qps[qp].state = State::Err;
+                    self.flush(qp);
                 }
             }
             Err(status) => self.fail(qp, status),
@@ -630,6 +644,7 @@ impl World {
         for (from, to) in [(a, b), (b, a)] {
             self.nics[from].cut.retain(|&n| n != to);
             self.nics[from].swallowing.retain(|&n| n != to);
+            self.nics[from].cutting.retain(|&n| n != to);
             self.nics[from].rough.retain(|(n, _)| *n != to);
             if !up {
                 self.nics[from].cut.push(to);
@@ -641,6 +656,20 @@ impl World {
         self.set_path(a, b, false);
         self.nics[a].swallowing.push(b);
         self.nics[b].swallowing.push(a);
+    }
+
+    pub(super) fn cut_short(&mut self, a: usize, b: usize) {
+        self.set_path(a, b, true);
+        self.nics[a].cutting.push(b);
+        self.nics[b].cutting.push(a);
+    }
+
+    pub(super) fn cuts_reads(&self) -> bool {
+        self.options.cuts_reads
+    }
+
+    pub(super) fn is_in_error(&self, qp: usize) -> bool {
+        self.qps[qp].state == State::Err
     }
 
     pub(super) fn roughen(&mut self, a: usize, b: usize, loss: f64, delay: Nanos) {

@@ -76,10 +76,14 @@ unsafe fn text(from: *const std::ffi::c_char) -> String {
     unsafe { CStr::from_ptr(from) }.to_string_lossy().into_owned()
 }
 
+/// What Soft-RoCE calls its maker (`RXE_VENDOR_ID`, drivers/infiniband/sw/rxe/rxe_param.h).
+const SOFT_ROCE: u32 = 0xff_ffff;
+
 /// An open device. Closed when the last object made from it is gone.
 pub(super) struct Context {
     raw: NonNull<sys::ibv_context>,
     name: String,
+    is_soft_roce: bool,
 }
 
 // SAFETY: libibverbs allows every call on a context from every thread (module head).
@@ -92,7 +96,24 @@ impl Context {
         // SAFETY: the device comes from a list that lives; the context takes its own reference to it.
         let raw = unsafe { sys::ibv_open_device(device.raw) };
         let raw = NonNull::new(raw).ok_or_else(errno)?;
-        Ok(Self { raw, name: device.name() })
+        let mut context = Self { raw, name: device.name(), is_soft_roce: false };
+        context.is_soft_roce = context.device_attr().is_ok_and(|attr| attr.vendor_id == SOFT_ROCE);
+        Ok(context)
+    }
+
+    /// Whether it may call a READ a success that it cut short, and leave the queue pair in ERR without a word: when it has a part
+    /// of the READ, it takes an RNR NAK for a wrong sequence (`check_ack` in rxe_comp.c of Linux 6.1; docs/testing.md).
+    pub(super) fn cuts_reads(&self) -> bool {
+        self.is_soft_roce
+    }
+
+    fn device_attr(&self) -> io::Result<sys::ibv_device_attr> {
+        let mut attr = MaybeUninit::<sys::ibv_device_attr>::zeroed();
+        // SAFETY: writes one ibv_device_attr; all its fields are integers, for which the zeroes are valid too.
+        unsafe {
+            check(sys::ibv_query_device(self.as_ptr(), attr.as_mut_ptr()))?;
+            Ok(attr.assume_init())
+        }
     }
 
     pub(super) fn as_ptr(&self) -> *mut sys::ibv_context {
@@ -113,12 +134,7 @@ impl Context {
 
     /// Limits from verbs, place and firmware from sysfs.
     pub(super) fn device_info(&self, sysfs: &Sysfs) -> io::Result<DeviceInfo> {
-        let mut attr = MaybeUninit::<sys::ibv_device_attr>::zeroed();
-        // SAFETY: writes one ibv_device_attr; all its fields are integers, for which the zeroes are valid too.
-        let attr = unsafe {
-            check(sys::ibv_query_device(self.as_ptr(), attr.as_mut_ptr()))?;
-            attr.assume_init()
-        };
+        let attr = self.device_attr()?;
         let count = |n: i32| u32::try_from(n).unwrap_or(0);
         let small = |n: i32| u8::try_from(n.clamp(0, 255)).unwrap_or(u8::MAX);
         // SAFETY: a C string of at most 64 bytes; the array was zeroed and the kernel's text is shorter.

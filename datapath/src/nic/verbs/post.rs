@@ -172,6 +172,14 @@ impl PostQp for VerbsPost {
         }
         Posted { accepted, error: None }
     }
+
+    fn reads_are_proven(&self) -> bool {
+        !self.object.cuts_reads()
+    }
+
+    fn is_in_error(&self) -> bool {
+        self.object.is_in_error()
+    }
 }
 
 #[cfg(test)]

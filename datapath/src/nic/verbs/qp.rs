@@ -53,7 +53,7 @@ pub(super) struct QpObject {
     qpn: Qpn,
     // Destroyed after the queue pair, by the order in which `Drop` and the fields run.
     _cq: Arc<Cq>,
-    _pd: Arc<Pd>,
+    pd: Arc<Pd>,
 }
 
 // SAFETY: see the module head. Posting is reached through the one `VerbsPost`, modifying through the one half of
@@ -69,6 +69,21 @@ impl QpObject {
 
     pub(super) fn qpn(&self) -> Qpn {
         self.qpn
+    }
+
+    /// See [`PostQp::reads_are_proven`].
+    pub(super) fn cuts_reads(&self) -> bool {
+        self.pd.context().cuts_reads()
+    }
+
+    /// Whether the device has moved it to ERR; so it counts too when the device does not tell. One system call.
+    pub(super) fn is_in_error(&self) -> bool {
+        let (mut attr, mut init) = (empty_attr(ibv_qp_state::IBV_QPS_ERR), MaybeUninit::zeroed());
+        // SAFETY: the queue pair lives; the call writes two whole structures, which libibverbs allows beside any other call.
+        let code = unsafe {
+            sys::ibv_query_qp(self.as_ptr(), &raw mut attr, mask::IBV_QP_STATE.0.cast_signed(), init.as_mut_ptr())
+        };
+        code != 0 || attr.qp_state == ibv_qp_state::IBV_QPS_ERR
     }
 
     fn modify(&self, attr: &mut sys::ibv_qp_attr, fields: u32) -> io::Result<()> {
@@ -128,7 +143,7 @@ impl VerbsQp {
         // SAFETY: just created; the field does not change.
         let number = unsafe { (*raw.as_ptr()).qp_num };
         let qpn = Qpn::new(number & 0x00ff_ffff).unwrap_or_default();
-        let object = Arc::new(QpObject { raw, qpn, _cq: cq, _pd: Arc::clone(pd) });
+        let object = Arc::new(QpObject { raw, qpn, _cq: cq, pd: Arc::clone(pd) });
         // The provider raises `cap` to what it really made. The depth stays what was asked for, since room on the
         // completion queue was planned for that; a larger inline limit is a gift.
         Ok(Self { object, depth: caps.max_send_wr, max_inline: init.cap.max_inline_data })

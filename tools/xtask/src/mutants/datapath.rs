@@ -176,6 +176,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
         catcher: REFUSALS.test("a_late_completion_of_a_slots_former_queue_pair_is_nobodys"),
     },
     Mutant {
+        name: "cut-reads-are-believed",
+        without: "a READ counts as done only while the device stands by its queue pair, where devices are known to lie",
+        edits: &[Edit { file: REAP, from: "let doubted = ", to: "let doubted = false && " }],
+        catcher: CORE.test("a_read_that_its_device_does_not_stand_by_is_made_again"),
+    },
+    Mutant {
         name: "no-stall-watch",
         without: "a queue pair that falls silent is a first error",
         edits: &[Edit { file: WATCH, from: "self.watch_stalls(now);", to: "" }],
