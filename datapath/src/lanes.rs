@@ -35,11 +35,11 @@ pub(crate) trait LaneArray: Send + Sync {
 }
 
 /// Lanes of this process alone: nobody else can disturb them.
-pub struct Lanes(Box<[CachePadded<AtomicU64>]>);
+pub struct Lanes([CachePadded<AtomicU64>; LANES]);
 
 impl Default for Lanes {
     fn default() -> Self {
-        Self((0..LANES).map(|_| CachePadded::default()).collect())
+        Self(std::array::from_fn(|_| CachePadded::default()))
     }
 }
 
@@ -86,13 +86,7 @@ thread_local! {
     static HELD: Option<Number> = Number::take();
 }
 
-/// The number of the calling thread; [`NONE`] if there was none left, or the thread is ending.
-#[inline]
-fn mine() -> usize {
-    let mine = MINE.get();
-    if mine == UNASKED { ask() } else { mine }
-}
-
+/// The number of the calling thread, which has not been asked yet; [`NONE`] if there was none left, or the thread is ending.
 #[cold]
 fn ask() -> usize {
     let number = HELD.try_with(|held| held.as_ref().map_or(NONE, |number| number.0)).unwrap_or(NONE);
@@ -104,65 +98,111 @@ impl Lanes {
     /// Enters; `None` if too many threads are inside. A thread that is inside already stays so until it leaves the outer pass.
     #[inline]
     pub fn enter(&self) -> Option<Pass<'_>> {
-        self.enter_with(|_| {})
+        let index = MINE.get();
+        if index < OWNED { Some(self.enter_own(index)) } else { self.enter_rarely() }
     }
 
-    /// The same; `also` says it elsewhere too, by a plain store to the same lane of another array, before the fence.
+    /// Does `what` inside, straight in and out by the calling thread's own lane; `None` without doing it if the thread has none yet, or
+    /// is inside already: [`Lanes::enter`] is for those.
     #[inline]
-    pub(crate) fn enter_with(&self, also: impl FnOnce(usize)) -> Option<Pass<'_>> {
-        let index = mine();
-        if index >= OWNED {
-            return self.enter_by_turns(also);
+    pub fn within<T>(&self, what: impl FnOnce(Inside<'_>) -> Option<T>) -> Option<T> {
+        /// Leaves, whatever happens.
+        struct Leave<'a>(&'a AtomicU64);
+        impl Drop for Leave<'_> {
+            #[inline]
+            fn drop(&mut self) {
+                self.0.store(self.0.load(Ordering::Relaxed) + 1, Ordering::Release);
+            }
         }
-        let lane = &*self.0[index];
+        let index = MINE.get();
+        let lane = &**self.0.get(index).filter(|_| index < OWNED)?;
         let seen = lane.load(Ordering::Relaxed);
         if seen & 1 == 1 {
-            return Some(Pass { lanes: self, index, outer: false, thread: PhantomData });
+            return None;
         }
-        also(index);
-        if cfg!(any(target_arch = "x86_64", target_arch = "x86")) {
-            // One locked instruction, which no load and no store passes (Intel SDM 3A 8.2.3.9, AMD APM 2 7.4.2): half of what MFENCE
-            // takes. The compiler's fence keeps it so.
-            lane.swap(seen + 1, Ordering::SeqCst);
-            compiler_fence(Ordering::SeqCst);
-        } else {
-            lane.store(seen + 1, Ordering::Relaxed);
-            fence(Ordering::SeqCst);
-        }
-        Some(Pass { lanes: self, index, outer: true, thread: PhantomData })
+        raise(lane, seen + 1);
+        let _leave = Leave(lane);
+        what(Inside { lanes: self, index, thread: PhantomData })
     }
 
+    /// By the calling thread's own lane.
+    #[inline]
+    fn enter_own(&self, index: usize) -> Pass<'_> {
+        let lane = &*self.0[index];
+        let seen = lane.load(Ordering::Relaxed);
+        let outer = seen & 1 == 0;
+        if outer {
+            raise(lane, seen + 1);
+        }
+        Pass { inside: Inside { lanes: self, index, thread: PhantomData }, outer }
+    }
+
+    /// The thread's first time, or it has no lane of its own.
     #[cold]
-    fn enter_by_turns(&self, also: impl FnOnce(usize)) -> Option<Pass<'_>> {
+    fn enter_rarely(&self) -> Option<Pass<'_>> {
+        let index = if MINE.get() == UNASKED { ask() } else { MINE.get() };
+        if index < OWNED { Some(self.enter_own(index)) } else { self.enter_by_turns() }
+    }
+
+    fn enter_by_turns(&self) -> Option<Pass<'_>> {
         let index = (OWNED..LANES).find(|&index| {
             let seen = self.0[index].load(Ordering::Relaxed);
             seen & 1 == 0 && self.0[index].compare_exchange(seen, seen + 1, Ordering::SeqCst, Ordering::Relaxed).is_ok()
         })?;
-        also(index);
         fence(Ordering::SeqCst);
-        Some(Pass { lanes: self, index, outer: true, thread: PhantomData })
+        Some(Pass { inside: Inside { lanes: self, index, thread: PhantomData }, outer: true })
+    }
+}
+
+/// Makes a lane odd, before whatever is looked at afterwards: steps 1 and 2 of a reader. Only for whom the lane belongs to.
+#[inline]
+pub(crate) fn raise(lane: &AtomicU64, odd: u64) {
+    if cfg!(any(target_arch = "x86_64", target_arch = "x86")) {
+        // One locked instruction, which no load and no store passes (Intel SDM 3A 8.2.3.9, AMD APM 2 7.4.2): half of what MFENCE
+        // takes. The compiler's fence keeps it so.
+        lane.swap(odd, Ordering::SeqCst);
+        compiler_fence(Ordering::SeqCst);
+    } else {
+        lane.store(odd, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
     }
 }
 
 /// A thread inside: what it finds meanwhile stays.
 pub struct Pass<'a> {
-    lanes: &'a Lanes,
-    index: usize,
+    inside: Inside<'a>,
     /// It is this one that leaves.
     outer: bool,
+}
+
+/// Being inside, for as long as a pass lasts.
+#[derive(Clone, Copy)]
+pub struct Inside<'a> {
+    lanes: &'a Lanes,
+    index: usize,
     /// The lane is the thread's.
     thread: PhantomData<*const ()>,
 }
 
 impl Pass<'_> {
-    /// The lane: nobody else writes what belongs to it until the pass is dropped.
+    /// For others who are to know it.
     #[inline]
-    pub fn lane(&self) -> usize {
+    pub fn inside(&self) -> Inside<'_> {
+        self.inside
+    }
+}
+
+impl Inside<'_> {
+    /// The lane: nobody else writes what belongs to it until the pass is over.
+    #[inline]
+    pub fn lane(self) -> usize {
         self.index
     }
 
-    pub(crate) fn is_outer(&self) -> bool {
-        self.outer
+    /// Whether that is inside these lanes.
+    #[inline]
+    pub(crate) fn is_of(self, lanes: &Lanes) -> bool {
+        std::ptr::eq(self.lanes, lanes)
     }
 }
 
@@ -170,7 +210,7 @@ impl Drop for Pass<'_> {
     #[inline]
     fn drop(&mut self) {
         if self.outer {
-            let lane = &*self.lanes.0[self.index];
+            let lane = &*self.inside.lanes.0[self.inside.index];
             lane.store(lane.load(Ordering::Relaxed) + 1, Ordering::Release);
         }
     }
@@ -226,10 +266,10 @@ impl<T> Snapshot<T> {
     /// The value as it is now; it stays until the pass is over.
     ///
     /// # Panics
-    /// If the pass is not through this snapshot's lanes.
+    /// If that is not inside this snapshot's lanes.
     #[inline]
-    pub fn load<'a>(&'a self, pass: &'a Pass<'_>) -> &'a T {
-        assert!(std::ptr::eq(Arc::as_ptr(&self.lanes), pass.lanes));
+    pub fn load<'a>(&'a self, inside: Inside<'a>) -> &'a T {
+        assert!(inside.is_of(&self.lanes));
         // SAFETY: made by `Box::into_raw`. `Retired` frees it only when every lane that was odd after the swap has changed, and
         // ours was odd, with a fence, before this load: either the swap is seen here, or the lane is seen there.
         unsafe { &*self.as_ptr() }
@@ -330,6 +370,27 @@ mod tests {
     }
 
     #[test]
+    fn straight_in_and_out_is_inside_meanwhile_and_refused_to_who_is_inside() {
+        let lanes = Lanes::default();
+        let entered = |_: Inside<'_>| Some(());
+        // Whoever has no number yet is refused; this gives one, unless other tests have taken all.
+        drop(lanes.enter());
+        if MINE.get() == NONE {
+            return;
+        }
+        let seen = lanes.within(|inside| Some((inside.is_of(&lanes), Readers::now(&lanes).have_left(&lanes))));
+        assert_eq!(seen, Some((true, false)), "whoever takes something away waits");
+        assert!(Readers::now(&lanes).have_left(&lanes));
+        assert_eq!(lanes.within(|_| lanes.within(entered)), None, "the inner one");
+        assert_eq!(lanes.within(|_| lanes.enter().map(drop)), Some(()));
+        assert!(Readers::now(&lanes).have_left(&lanes));
+        std::thread::scope(|scope| scope.spawn(|| assert_eq!(lanes.within(entered), None)).join().unwrap());
+        let left =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| lanes.within(|_| -> Option<()> { panic!() })));
+        assert!(left.is_err() && Readers::now(&lanes).have_left(&lanes), "by unwinding too");
+    }
+
+    #[test]
     fn more_threads_than_lanes_take_turns_and_numbers_come_back() {
         const THREADS: usize = LANES + 40;
         let lanes = Lanes::default();
@@ -378,7 +439,7 @@ mod tests {
                 scope.spawn(|| {
                     while !over.load(Ordering::Relaxed) {
                         let pass = lanes.enter().unwrap();
-                        let flag = snapshot.load(&pass).0.clone();
+                        let flag = snapshot.load(pass.inside()).0.clone();
                         assert!(flag.load(Ordering::SeqCst));
                         std::hint::spin_loop();
                         assert!(flag.load(Ordering::SeqCst), "freed while it was read");

@@ -61,9 +61,17 @@ impl Extent {
 /// Which of `sorted`, by address and without overlap, holds `addr`.
 #[inline]
 pub fn holder<T>(sorted: &[T], extent: impl Fn(&T) -> Extent, addr: u64) -> Option<usize> {
-    let index = sorted.partition_point(|item| extent(item).addr <= addr).checked_sub(1)?;
-    let Extent { addr: first, len } = extent(&sorted[index]);
-    (addr - first < len).then_some(index)
+    // `partition_point` less its last step: where one item is left, it is that one or none.
+    let (mut index, mut left) = (0, sorted.len());
+    while left > 1 {
+        let half = left / 2;
+        if extent(sorted.get(index + half)?).addr <= addr {
+            index += half;
+        }
+        left -= half;
+    }
+    let Extent { addr: first, len } = extent(sorted.get(index)?);
+    (addr.checked_sub(first)? < len).then_some(index)
 }
 
 /// The transfer reaches outside the extents of one side.

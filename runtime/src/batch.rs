@@ -120,6 +120,11 @@ impl BatchBuilder<'_> {
     /// See [`SubmitError`]. A batch of several peers or regions whose first part was taken before the engine ran full
     /// is submitted; the parts there was no room for end as cancelled.
     pub fn submit(self) -> Result<Batch, SubmitError> {
+        if let [(segment, only)] = self.transfers.as_slice()
+            && let Some(done) = self.engine.shared.submit_one(segment, only)
+        {
+            return Ok(done);
+        }
         self.engine.shared.submit(self.transfers.as_slice(), self.deadline)
     }
 }
@@ -165,34 +170,30 @@ pub(crate) struct Inner {
 /// is cancelled, what is in flight keeps its memory until it has ended.
 pub struct Batch {
     kind: Kind,
-    /// Whether the bound of `.await` is set.
-    timed: bool,
 }
 
 enum Kind {
     /// Handed to the cores.
-    Flying(Arc<Inner>),
-    /// Copied by the submitting thread: done from the start.
-    Copied(Copied),
+    Flying(Flying),
+    /// Copied by the submitting thread, and so done from the start, with bytes in it: the length of its only transfer.
+    CopiedOne(u64),
+    /// The same of several: the length of each.
+    Copied(Box<[u64]>),
 }
 
-/// A batch that was done when `submit` returned, with bytes in it: an empty one is nothing that was copied.
-pub(crate) struct Copied {
-    /// Length of each transfer.
-    pub(crate) lens: Lens,
+struct Flying {
+    inner: Arc<Inner>,
+    /// Whether the bound of `.await` is set.
+    timed: bool,
 }
 
-/// Lengths of the transfers of a batch; one needs no memory of its own.
-pub(crate) enum Lens {
-    One(u64),
-    Many(Box<[u64]>),
-}
-
-impl Lens {
-    fn as_slice(&self) -> &[u64] {
-        match self {
-            Self::One(len) => std::slice::from_ref(len),
-            Self::Many(lens) => lens,
+impl Drop for Flying {
+    fn drop(&mut self) {
+        if !self.inner.is_here() {
+            // It may hold the last reference to a registration, and that is the parent's.
+            std::mem::forget(self.inner.clone());
+        } else if !self.inner.flight.completion.is_done() {
+            self.inner.cancel();
         }
     }
 }
@@ -202,19 +203,36 @@ impl Batch {
         let works = Mutex::new(Works::Held(works));
         let inner = Arc::new(Inner { flight, verdict: AtomicU8::new(UNKNOWN), ended: AtomicU64::new(0), works });
         inner.flight.shared.live.add(&inner);
-        Self { kind: Kind::Flying(inner), timed: false }
+        Self { kind: Kind::Flying(Flying { inner, timed: false }) }
     }
 
-    pub(crate) fn copied(copied: Copied) -> Self {
-        Self { kind: Kind::Copied(copied), timed: false }
+    #[inline]
+    pub(crate) fn copied_one(len: u64) -> Self {
+        Self { kind: Kind::CopiedOne(len) }
+    }
+
+    pub(crate) fn copied(lens: Box<[u64]>) -> Self {
+        Self { kind: Kind::Copied(lens) }
+    }
+
+    /// What is on its way, or was; `None` for what was done when `submit` returned.
+    #[inline]
+    fn flying(&self) -> Option<&Inner> {
+        if let Kind::Flying(flying) = &self.kind { Some(&flying.inner) } else { None }
+    }
+
+    /// Lengths of its transfers, if they were copied.
+    fn copied_lens(&self) -> &[u64] {
+        match &self.kind {
+            Kind::Flying(_) => &[],
+            Kind::CopiedOne(len) => std::slice::from_ref(len),
+            Kind::Copied(lens) => lens,
+        }
     }
 
     /// Number of transfers.
     pub fn len(&self) -> usize {
-        match &self.kind {
-            Kind::Flying(inner) => inner.flight.places.len(),
-            Kind::Copied(copied) => copied.lens.as_slice().len(),
-        }
+        self.flying().map_or_else(|| self.copied_lens().len(), |inner| inner.flight.places.len())
     }
 
     /// Whether it has no transfers: then it is done from the start.
@@ -224,11 +242,9 @@ impl Batch {
 
     /// The status now. Costs two loads while the batch is under way. [`BatchStatus::Failed`] in a forked child, as nothing will be
     /// known of it there, unless it was seen to be done before.
+    #[inline]
     pub fn poll(&self) -> BatchStatus {
-        match &self.kind {
-            Kind::Flying(inner) => inner.status(),
-            Kind::Copied(_) => BatchStatus::Done,
-        }
+        self.flying().map_or(BatchStatus::Done, Inner::status)
     }
 
     /// Waits for the end, at most `for_at_most`: looks for some microseconds, then sleeps. Where the peer's memory is in
@@ -240,35 +256,9 @@ impl Batch {
     /// # Errors
     /// [`WaitError::Failed`] when the batch is over and not all bytes are in place; [`WaitError::DeadlineExceeded`] when
     /// it is not over; [`WaitError::Forked`] in a forked child.
+    #[inline]
     pub fn wait(&self, for_at_most: Duration) -> Result<(), WaitError> {
-        let Kind::Flying(inner) = &self.kind else { return Ok(()) };
-        if !inner.is_here() {
-            return Err(WaitError::Forked);
-        }
-        let started = Instant::now();
-        let until = wait_until(started, for_at_most, inner.flight.limit);
-        let completion = &inner.flight.completion;
-        while !completion.is_done() {
-            let now = Instant::now();
-            let waited = now.duration_since(started);
-            if now >= until {
-                return Err(inner.not_over(PATIENCE));
-            }
-            if inner.assist() {
-                continue;
-            }
-            if waited >= HARD && waited < SPIN {
-                // A core may want this very processor.
-                std::thread::yield_now();
-            } else if waited < SPIN {
-                for _ in 0..32 {
-                    std::hint::spin_loop();
-                }
-            } else if !completion.sleep(until) {
-                return Err(inner.not_over(PATIENCE));
-            }
-        }
-        inner.outcome(PATIENCE)
+        self.flying().map_or(Ok(()), |inner| inner.wait(for_at_most))
     }
 
     /// Whether the memory of all its transfers, local and the peer's, may be used again, and what proves it. Any time, any
@@ -279,10 +269,8 @@ impl Batch {
     /// [`Quiescence::Quarantined`]: it keeps its regions, [`crate::Engine::unregister`] waits for it, and it is over as soon as
     /// there is proof. With an engine that was shut down that may be never.
     pub fn quiescence(&self) -> Quiescence {
-        match &self.kind {
-            Kind::Flying(inner) => inner.quiescence(),
-            Kind::Copied(_) => Quiescence::Quiesced { how: Proof::CompletionSeen },
-        }
+        let copied = Quiescence::Quiesced { how: Proof::CompletionSeen };
+        self.flying().map_or(copied, Inner::quiescence)
     }
 
     /// The state of one transfer; `None` beyond the last.
@@ -296,9 +284,9 @@ impl Batch {
     }
 
     fn state(&self, index: usize) -> Option<(TransferState, u64)> {
-        match &self.kind {
-            Kind::Flying(inner) => inner.transfer(index),
-            Kind::Copied(copied) => copied.lens.as_slice().get(index).map(|len| (TransferState::Done, *len)),
+        match self.flying() {
+            Some(inner) => inner.transfer(index),
+            None => self.copied_lens().get(index).map(|len| (TransferState::Done, *len)),
         }
     }
 
@@ -309,29 +297,23 @@ impl Batch {
 
     /// The first transfer that failed, in words, with its first cause. May be there before the batch is over.
     pub fn first_error(&self) -> Option<TransferError> {
-        match &self.kind {
-            Kind::Flying(inner) => inner.first_error(PATIENCE),
-            Kind::Copied(_) => None,
-        }
+        self.flying()?.first_error(PATIENCE)
     }
 
     /// Time since submission, or from submission to the moment the end was first seen; zero for a batch that was done when `submit`
     /// returned: to look at the clock would take as long as a small copy.
     pub fn elapsed(&self) -> Duration {
-        match &self.kind {
-            Kind::Copied(_) => Duration::ZERO,
-            Kind::Flying(inner) => match inner.ended.load(Ordering::Relaxed) {
-                0 => inner.flight.submitted.elapsed(),
-                nanos => Duration::from_nanos(nanos),
-            },
-        }
+        self.flying().map_or(Duration::ZERO, |inner| match inner.ended.load(Ordering::Relaxed) {
+            0 => inner.flight.submitted.elapsed(),
+            nanos => Duration::from_nanos(nanos),
+        })
     }
 
     /// Ends what is not on its way yet; what is, may arrive as long as its rail moves. Where nothing comes back for 300 ms (four
     /// round trips of a slower path), its queue pairs are given up and drained. The batch is over soon after, as failed unless
     /// all was done; a WRITE that was cut off waits for the peer's word first. Does not block. Whether the memory may be used again is asked of [`Batch::quiescence`].
     pub fn cancel(&self) {
-        if let Kind::Flying(inner) = &self.kind {
+        if let Some(inner) = self.flying() {
             inner.cancel();
         }
     }
@@ -351,7 +333,7 @@ impl Future for Batch {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        let Kind::Flying(inner) = &this.kind else { return Poll::Ready(Ok(())) };
+        let Kind::Flying(Flying { inner, timed }) = &mut this.kind else { return Poll::Ready(Ok(())) };
         if !inner.is_here() {
             return Poll::Ready(Err(WaitError::Forked));
         }
@@ -362,8 +344,8 @@ impl Future for Batch {
             if !flight.completion.is_done() {
                 // With the engine ended nothing will change any more, and nobody would wake us.
                 let watch = &flight.shared.watch;
-                let watched = if this.timed { !watch.is_stopped() } else { watch.wake_at(bound, &flight.completion) };
-                this.timed = true;
+                let watched = if *timed { !watch.is_stopped() } else { watch.wake_at(bound, &flight.completion) };
+                *timed = true;
                 if Instant::now() >= bound || !watched {
                     return Poll::Ready(Err(inner.not_over(AT_ONCE)));
                 }
@@ -374,22 +356,40 @@ impl Future for Batch {
     }
 }
 
-impl Drop for Batch {
-    fn drop(&mut self) {
-        let Kind::Flying(inner) = &self.kind else { return };
-        if !inner.is_here() {
-            // It may hold the last reference to a registration, and that is the parent's.
-            std::mem::forget(inner.clone());
-        } else if !inner.flight.completion.is_done() {
-            inner.cancel();
-        }
-    }
-}
-
 impl Inner {
     /// Whether this is the process it was submitted in. If not, who holds its lock may not be here, and it never ends.
     fn is_here(&self) -> bool {
         self.flight.shared.is_here()
+    }
+
+    fn wait(&self, for_at_most: Duration) -> Result<(), WaitError> {
+        if !self.is_here() {
+            return Err(WaitError::Forked);
+        }
+        let started = Instant::now();
+        let until = wait_until(started, for_at_most, self.flight.limit);
+        let completion = &self.flight.completion;
+        while !completion.is_done() {
+            let now = Instant::now();
+            let waited = now.duration_since(started);
+            if now >= until {
+                return Err(self.not_over(PATIENCE));
+            }
+            if self.assist() {
+                continue;
+            }
+            if waited >= HARD && waited < SPIN {
+                // A core may want this very processor.
+                std::thread::yield_now();
+            } else if waited < SPIN {
+                for _ in 0..32 {
+                    std::hint::spin_loop();
+                }
+            } else if !completion.sleep(until) {
+                return Err(self.not_over(PATIENCE));
+            }
+        }
+        self.outcome(PATIENCE)
     }
 
     /// Carries a run of slices on this thread, where that can be done. Whether it did.

@@ -545,7 +545,13 @@ impl Engine {
     /// # Errors
     /// See [`SubmitError`].
     pub fn submit(&self, segment: &Segment, transfers: &[Transfer]) -> Result<Batch, SubmitError> {
-        self.shared.submit(&(segment, transfers), None)
+        match transfers {
+            [only] => match self.shared.submit_one(segment, only) {
+                Some(done) => Ok(done),
+                None => self.shared.submit(&(segment, std::slice::from_ref(only)), None),
+            },
+            _ => self.shared.submit(&(segment, transfers), None),
+        }
     }
 
     /// A batch to several peers, or with a deadline of its own.

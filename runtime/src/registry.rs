@@ -47,10 +47,8 @@ impl Extents {
     /// Whether one region has the whole range.
     #[inline]
     pub(crate) fn hold(&self, addr: u64, len: u64) -> bool {
-        holder(&self.0, |extent| *extent, addr).is_some_and(|index| {
-            let extent = self.0[index];
-            len <= extent.len - (addr - extent.addr)
-        })
+        let found = holder(&self.0, |extent| *extent, addr).and_then(|index| self.0.get(index));
+        found.is_some_and(|extent| len <= extent.len - (addr - extent.addr))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use moonrail_control::{FabricPolicy, RemoteSegment};
-use moonrail_datapath::lanes::{Pass, Snapshot};
+use moonrail_datapath::lanes::{Inside, Snapshot};
 use moonrail_datapath::nic::{Direct, Fabric, Target};
 use moonrail_datapath::transfer::{RemoteBuffers, Route};
 use moonrail_datapath::units::Gid;
@@ -152,10 +152,19 @@ impl Segment {
 
     /// The peer's memory, as far as it is known. No lock.
     #[inline]
-    pub(crate) fn near<'a>(&'a self, pass: &'a Pass<'_>) -> Near<'a> {
-        match self.inner.near.load(pass) {
+    pub(crate) fn near<'a>(&'a self, inside: Inside<'a>) -> Near<'a> {
+        match self.inner.near.load(inside) {
             Some((route, memory)) if route.allows(Fabric::Shm) && memory.is_alive() => Near::Reached(memory),
             _ => self.not_near(),
+        }
+    }
+
+    /// The same where nothing is out of the ordinary; a copy tells whether the peer lives.
+    #[inline]
+    pub(crate) fn reached<'a>(&'a self, inside: Inside<'a>) -> Option<&'a Arc<dyn Direct>> {
+        match self.inner.near.load(inside) {
+            Some((route, memory)) if route.allows(Fabric::Shm) => Some(memory),
+            _ => None,
         }
     }
 

@@ -14,7 +14,7 @@ use moonrail_control::{
     Clock, ControlConfig, ControlNic, CoreLink, HandshakeOptions, LogLevel, PortChoice, RailOptions, StoreOptions,
 };
 use moonrail_datapath::core::{self, Command, Core, CoreConfig, CoreCounters, Doorbell, Inbox, Outbox};
-use moonrail_datapath::lanes::{Lanes, Snapshot};
+use moonrail_datapath::lanes::Snapshot;
 use moonrail_datapath::nic::{CompletionQueue, CqHandle, Fabric};
 use moonrail_datapath::region::process::Process;
 use moonrail_datapath::units::{CoreId, Nanos, NicId};
@@ -105,7 +105,8 @@ pub(crate) fn start(builder: EngineBuilder) -> Result<Engine, BuildError> {
         .collect();
     let shm = nics.iter().find(|nic: &&OpenNic| nic.nic.fabric() == Fabric::Shm).map(|nic| nic.nic.clone());
     let metrics = settings.metrics.map(|every| metrics::start(every, counters.clone(), log.clone()));
-    let lanes = Arc::<Lanes>::default();
+    // Those of the NIC whose memory is copied: to enter them once is enough.
+    let lanes = shm.as_ref().and_then(|nic| nic.lanes()).unwrap_or_default();
     let extents = Arc::new(Snapshot::new(lanes.clone(), Extents::default()));
     let shared = Shared {
         log,

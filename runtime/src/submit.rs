@@ -68,8 +68,17 @@ impl Transfers for [(Segment, Transfer)] {
 }
 
 impl Shared {
-    /// Submits `transfers`. `deadline`: for the whole batch; `None` for the engine's default.
+    /// Submits one transfer by the straight way, if that is open to it: it is done then.
     #[inline]
+    pub(crate) fn submit_one(&self, segment: &Segment, transfer: &Transfer) -> Option<Batch> {
+        if !self.is_here() {
+            return None;
+        }
+        self.copy_one_at_once(segment, transfer).map(Batch::copied_one)
+    }
+
+    /// Submits `transfers`. `deadline`: for the whole batch; `None` for the engine's default.
+    #[inline(never)]
     pub(crate) fn submit<T: Transfers + ?Sized>(
         self: &Arc<Self>,
         transfers: &T,
@@ -79,7 +88,7 @@ impl Shared {
             return Err(SubmitError::Forked);
         }
         match self.copy_at_once(transfers) {
-            Ok(copied) => Ok(Batch::copied(copied)),
+            Ok(lens) => Ok(Batch::copied(lens)),
             Err(direct) => self.submit_to_cores(transfers, deadline, direct.as_ref()),
         }
     }

@@ -2,6 +2,7 @@
 //! to a core, and what a thread that waits may as well do itself.
 
 use super::{Op, WcStatus};
+use crate::lanes::Inside;
 use crate::units::RemoteAddr;
 
 /// One contiguous piece.
@@ -34,6 +35,16 @@ pub trait Direct: Send + Sync {
     /// Copies `pieces` in order: WRITE to the peer, READ from it. On return the bytes are in place, and nothing touches
     /// either side's memory any more. Never waits for the peer.
     fn copy(&self, op: Op, pieces: &[Piece]) -> Result<(), Refused>;
+    /// The same for a caller who is inside the NIC's lanes ([`super::Nic::lanes`]) already.
+    fn copy_inside(&self, inside: Inside<'_>, op: Op, pieces: &[Piece]) -> Result<(), Refused> {
+        let _ = inside;
+        self.copy(op, pieces)
+    }
+    /// The same for the smallest and most frequent case, straight through: one piece of memory that is mapped. Whether it is
+    /// in place; if not, [`Direct::copy`] does it, or tells why not.
+    fn copy_one(&self, inside: Inside<'_>, op: Op, local: u64, remote: RemoteAddr, len: u32) -> bool {
+        self.copy_inside(inside, op, &[Piece { local, remote, len }]).is_ok()
+    }
     /// Whether the peer's process lives, as far as is known.
     fn is_alive(&self) -> bool;
 }

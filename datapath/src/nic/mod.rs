@@ -18,6 +18,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::lanes::Lanes;
 use crate::region::Memory;
 use crate::units::{Gid, GidIndex, Lid, Lkey, Mtu, PortNum, Qpn, RemoteAddr, Rkey, WrId};
 
@@ -211,6 +212,10 @@ pub trait Nic: Send + Sync {
         _until: Instant,
     ) -> Result<(ConnectedQp, AdminHalf), DialError> {
         Err(DialError::Unsupported { nic: self.name().to_owned() })
+    }
+    /// Lanes in which threads are that copy by [`Nic::direct`]; a caller who is inside already spares the NIC to enter.
+    fn lanes(&self) -> Option<Arc<Lanes>> {
+        None
     }
     /// The memory of a peer that was dialled, if the caller's own threads reach it. Does not block for long.
     fn direct(&self, _to: &Target) -> Option<Arc<dyn Direct>> {

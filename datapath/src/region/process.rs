@@ -16,32 +16,38 @@ pub const FORKED: &str = "this process is a forked child of the one that made th
 /// The process in which something was made.
 #[derive(Clone, Copy, Debug)]
 pub struct Process {
-    /// The page's first word; `None`: this kernel cannot empty it.
-    word: Option<&'static AtomicU64>,
+    /// The page's first word; [`NO_PAGE`]: this kernel cannot empty it.
+    word: &'static AtomicU64,
+    /// Which stands there; without a page the process's own number.
     number: u64,
 }
+
+/// Stays 0, which no process has.
+static NO_PAGE: AtomicU64 = AtomicU64::new(0);
 
 impl Process {
     /// This process. Any thread.
     pub fn current() -> Self {
         /// Numbers given so far, here and by the processes we were forked from: it is copied, not emptied.
         static LAST: AtomicU64 = AtomicU64::new(0);
-        let Some(word) = page() else { return Self { word: None, number: u64::from(std::process::id()) } };
+        let Some(word) = page() else { return Self { word: &NO_PAGE, number: u64::from(std::process::id()) } };
         let mut number = word.load(Ordering::Relaxed);
         if number == 0 {
             let fresh = LAST.fetch_add(1, Ordering::Relaxed) + 1;
             number = word.compare_exchange(0, fresh, Ordering::Relaxed, Ordering::Relaxed).err().unwrap_or(fresh);
         }
-        Self { word: Some(word), number }
+        Self { word, number }
     }
 
     /// Whether that is the process that asks, and not one it was forked from. Any thread, any time; one load.
     #[inline]
     pub fn is_current(self) -> bool {
-        match self.word {
-            Some(word) => word.load(Ordering::Relaxed) == self.number,
-            None => u64::from(std::process::id()) == self.number,
-        }
+        self.word.load(Ordering::Relaxed) == self.number || self.is_current_by_number()
+    }
+
+    #[cold]
+    fn is_current_by_number(self) -> bool {
+        ptr::eq(self.word, &raw const NO_PAGE) && u64::from(std::process::id()) == self.number
     }
 }
 

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use crossbeam_utils::CachePadded;
 use moonrail_datapath::core::counters::Counter;
-use moonrail_datapath::lanes::{LANES, Pass};
+use moonrail_datapath::lanes::{Inside, LANES};
 use moonrail_datapath::nic::direct::{Direct, Piece};
 use moonrail_datapath::units::RemoteAddr;
 
 use super::Transfers;
-use crate::batch::{Copied, Lens, Transfer};
+use crate::batch::Transfer;
 use crate::engine::Shared;
 use crate::segment::{Near, Segment};
 
@@ -40,8 +40,8 @@ impl Default for CopiedCounters {
 
 impl CopiedCounters {
     #[inline]
-    pub(crate) fn count(&self, pass: &Pass<'_>, pieces: u64, bytes: u64) {
-        let counted = &self.lanes[pass.lane()];
+    pub(crate) fn count(&self, inside: Inside<'_>, pieces: u64, bytes: u64) {
+        let counted = &self.lanes[inside.lane()];
         counted.pieces.add(pieces);
         counted.bytes.add(bytes);
     }
@@ -55,11 +55,37 @@ impl CopiedCounters {
     }
 }
 
+/// The lengths of the transfers of a batch that was copied; of one that was not, the peer's memory, if it is in reach.
+type CopiedOrNot = Result<Box<[u64]>, Option<Arc<dyn Direct>>>;
+
 impl Shared {
-    /// Copies the batch, if it is small and goes to one peer whose memory is in reach. If not: that memory, so that a thread that
-    /// waits can help the cores. Something in the way is for the cores to find out.
+    /// Copies one transfer, if it is small and in reach, and returns its length: the smallest and most frequent batch, straight through. If
+    /// anything is out of the ordinary, [`Shared::copy_at_once`] looks closer.
     #[inline]
-    pub(super) fn copy_at_once<T: Transfers + ?Sized>(&self, transfers: &T) -> Result<Copied, Option<Arc<dyn Direct>>> {
+    pub(super) fn copy_one_at_once(&self, segment: &Segment, transfer: &Transfer) -> Option<u64> {
+        if !segment.belongs_to(self) {
+            return None;
+        }
+        self.lanes.within(|inside| self.copy_one(inside, segment, transfer))
+    }
+
+    #[inline]
+    fn copy_one(&self, inside: Inside<'_>, segment: &Segment, transfer: &Transfer) -> Option<u64> {
+        let far = segment.reached(inside)?;
+        let len = transfer.len;
+        if len == 0 || len > AT_MOST || !self.extents.load(inside).hold(transfer.local, len) {
+            return None;
+        }
+        if !far.copy_one(inside, transfer.op, transfer.local, RemoteAddr(transfer.remote), len as u32) {
+            return None;
+        }
+        self.copied.count(inside, 1, len);
+        Some(len)
+    }
+
+    /// Copies the batch, if it is small and goes to one peer whose memory is in reach; returns its transfers' lengths. If not: that memory,
+    /// so that a thread that waits can help the cores. Something in the way is for the cores to find out.
+    pub(super) fn copy_at_once<T: Transfers + ?Sized>(&self, transfers: &T) -> CopiedOrNot {
         // A node without shared memory does not even look.
         if self.shm.is_none() {
             return Err(None);
@@ -74,45 +100,24 @@ impl Shared {
 
     /// `None`: nobody knows yet whether the peer's memory is in reach.
     #[inline]
-    fn copy_near<T: Transfers + ?Sized>(
-        &self,
-        segment: &Segment,
-        transfers: &T,
-    ) -> Option<Result<Copied, Option<Arc<dyn Direct>>>> {
+    fn copy_near<T: Transfers + ?Sized>(&self, segment: &Segment, transfers: &T) -> Option<CopiedOrNot> {
         let Some(pass) = self.lanes.enter() else { return Some(Err(None)) };
-        match segment.near(&pass) {
-            Near::Reached(memory) => Some(self.copy(memory, &pass, transfers).ok_or_else(|| Some(memory.clone()))),
+        let inside = pass.inside();
+        match segment.near(inside) {
+            Near::Reached(far) => Some(self.copy(far.as_ref(), inside, transfers).ok_or_else(|| Some(far.clone()))),
             Near::Elsewhere => Some(Err(None)),
             Near::Unknown => None,
         }
     }
 
     #[inline]
-    fn copy<T: Transfers + ?Sized>(&self, far: &Arc<dyn Direct>, pass: &Pass<'_>, transfers: &T) -> Option<Copied> {
-        if transfers.count() == 1 {
-            return self.copy_one(far.as_ref(), pass, transfers.get(0).1);
-        }
-        self.copy_many(far.as_ref(), pass, transfers)
-    }
-
-    #[inline]
-    fn copy_one(&self, far: &dyn Direct, pass: &Pass<'_>, transfer: Transfer) -> Option<Copied> {
-        let Transfer { op, local, remote, len } = transfer;
-        if len == 0 || len > AT_MOST || !self.extents.load(pass).hold(local, len) {
-            return None;
-        }
-        far.copy(op, &[Piece { local, remote: RemoteAddr(remote), len: len as u32 }]).ok()?;
-        self.copied.count(pass, 1, len);
-        Some(Copied { lens: Lens::One(len) })
-    }
-
-    fn copy_many<T: Transfers + ?Sized>(&self, far: &dyn Direct, pass: &Pass<'_>, transfers: &T) -> Option<Copied> {
+    fn copy<T: Transfers + ?Sized>(&self, far: &dyn Direct, inside: Inside<'_>, transfers: &T) -> Option<Box<[u64]>> {
         let (count, op) = (transfers.count(), transfers.get(0).1.op);
-        let extents = self.extents.load(pass);
-        let mut bytes = 0u64;
+        let extents = self.extents.load(inside);
         if count > COUNT {
             return None;
         }
+        let mut bytes = 0u64;
         for index in 0..count {
             let transfer = transfers.get(index).1;
             bytes = bytes.checked_add(transfer.len).filter(|bytes| *bytes <= AT_MOST)?;
@@ -132,10 +137,10 @@ impl Shared {
                 used += usize::from(len > 0);
                 at += 1;
             }
-            far.copy(op, &pieces[..used]).ok()?;
+            far.copy_inside(inside, op, &pieces[..used]).ok()?;
         }
-        self.copied.count(pass, count as u64, bytes);
-        Some(Copied { lens: Lens::Many((0..count).map(|index| transfers.get(index).1.len).collect()) })
+        self.copied.count(inside, count as u64, bytes);
+        Some((0..count).map(|index| transfers.get(index).1.len).collect())
     }
 
     /// Counts what a thread copied that waits.
@@ -145,7 +150,7 @@ impl Shared {
         }
         // With too many threads inside it is not counted: it is a figure for people.
         if let Some(pass) = self.lanes.enter() {
-            self.copied.count(&pass, u64::from(pieces), bytes);
+            self.copied.count(pass.inside(), u64::from(pieces), bytes);
         }
     }
 }

@@ -11,7 +11,7 @@
 use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::copy;
@@ -20,7 +20,7 @@ use super::ledger::{Ledger, SharedLanes};
 use super::view::{Entry, Reach, View};
 use super::wake::Wake;
 use super::wire::Process;
-use crate::lanes::{self, LaneArray, Lanes, Retired, Snapshot};
+use crate::lanes::{self, Inside, LaneArray, Lanes, Retired, Snapshot, raise};
 use crate::nic::{Op, WcStatus};
 use crate::region::Memory;
 use crate::units::RemoteAddr;
@@ -52,7 +52,8 @@ pub struct Attachment {
     ledger: Arc<Ledger>,
     /// In the peer's sight; none where the peer is this very NIC, which then looks at `own`.
     shared: Option<SharedLanes>,
-    pub(super) own: Arc<Lanes>,
+    /// The NIC's: a thread has the same lane here and there, so it enters here once, whatever peer it copies to.
+    own: Arc<Lanes>,
     view: Snapshot<View>,
     dead: AtomicBool,
     /// The right to memory that the peer borrowed, or why there is none.
@@ -66,11 +67,11 @@ impl Attachment {
         token: u64,
         ledger: Arc<Ledger>,
         shared: Option<SharedLanes>,
+        own: Arc<Lanes>,
         process: Option<Arc<Process>>,
         foreign: Result<Foreign, String>,
         wake: Arc<Wake>,
     ) -> Self {
-        let own = Arc::<Lanes>::default();
         Self {
             token,
             ledger,
@@ -119,28 +120,44 @@ impl Attachment {
 
     /// Begins a pass; `None` if too many threads copy.
     #[inline]
-    pub(super) fn enter(&self) -> Option<Pass<'_>> {
-        let own = self.own.enter_with(|lane| {
-            if let Some(shared) = &self.shared {
-                // Nobody else writes this lane: our own one of the same number is ours.
-                let seen = shared.lane(lane).load(Ordering::Relaxed);
-                shared.lane(lane).store(seen.wrapping_add(1) | 1, Ordering::Relaxed);
-            }
-        })?;
-        // SAFETY: as in `Snapshot::load`, and the reference goes nowhere without the pass of our own lanes beside it. One view for the
-        // whole pass: what is not found in it is judged by how far it is behind.
+    pub(super) fn enter(&self) -> Option<Entered<'_>> {
+        let own = self.own.enter()?;
+        Some(Entered { pass: self.pass(own.inside().lane()), _own: own })
+    }
+
+    /// Begins a pass for who is inside the NIC's lanes already; `None` if those are another's.
+    #[inline]
+    pub(super) fn enter_inside<'a>(&'a self, inside: Inside<'a>) -> Option<Pass<'a>> {
+        inside.is_of(&self.own).then(|| self.pass(inside.lane()))
+    }
+
+    /// `lane` is odd in our own lanes, and stays so longer than the pass lasts.
+    #[inline]
+    fn pass(&self, lane: usize) -> Pass<'_> {
+        // Nobody else writes the shared lane: our own one of the same number is ours. It is odd where this is a pass in a pass to the same
+        // peer, which then leaves it to the outer one. (A peer that wrote it would deceive itself alone.)
+        let raised = self.shared.as_ref().and_then(|shared| {
+            let lane = shared.lane(lane);
+            let seen = lane.load(Ordering::Relaxed);
+            (seen & 1 == 0).then(|| {
+                raise(lane, seen.wrapping_add(1));
+                lane
+            })
+        });
+        // SAFETY: as in `Snapshot::load`, and the reference goes nowhere without the pass of our own lanes beside it or around it. One
+        // view for the whole pass: what is not found in it is judged by how far it is behind.
         let view = unsafe { &*self.view.as_ptr() };
-        Some(Pass { at: self, own, view, streamed: Cell::new(false) })
+        Pass { at: self, raised, view, streamed: Cell::new(false) }
     }
 
     /// The same; a thread that finds every lane taken yields, for a second at most.
     #[inline]
-    pub(super) fn enter_soon(&self) -> Option<Pass<'_>> {
+    pub(super) fn enter_soon(&self) -> Option<Entered<'_>> {
         self.enter().or_else(|| self.enter_within(LANE_WITHIN))
     }
 
     #[cold]
-    fn enter_within(&self, span: Duration) -> Option<Pass<'_>> {
+    fn enter_within(&self, span: Duration) -> Option<Entered<'_>> {
         let until = Instant::now() + span;
         loop {
             std::thread::yield_now();
@@ -164,13 +181,28 @@ impl Drop for Attachment {
     }
 }
 
-/// A lane held.
+/// A lane held, inside the NIC's.
 pub(super) struct Pass<'a> {
     at: &'a Attachment,
-    own: lanes::Pass<'a>,
+    /// In the peer's sight, if it is this pass that leaves it.
+    raised: Option<&'a AtomicU64>,
     pub(super) view: &'a View,
     /// It used streaming stores.
     streamed: Cell<bool>,
+}
+
+/// The same with the NIC's own lane, which makes the one in the peer's sight ours and is left after it.
+pub(super) struct Entered<'a> {
+    pass: Pass<'a>,
+    _own: lanes::Pass<'a>,
+}
+
+impl<'a> std::ops::Deref for Entered<'a> {
+    type Target = Pass<'a>;
+    #[inline]
+    fn deref(&self) -> &Pass<'a> {
+        &self.pass
+    }
 }
 
 impl<'a> Pass<'a> {
@@ -193,6 +225,7 @@ impl<'a> Pass<'a> {
 
     /// Moves up to `len` bytes, at least one; returns how many. They are in place when the pass is over. `bulk`: they are a part of so much
     /// that nobody looks at all of it at once.
+    #[inline]
     pub(super) fn copy(
         &self,
         op: Op,
@@ -205,6 +238,11 @@ impl<'a> Pass<'a> {
         if self.copy_mapped(op, local, entry, remote, len, bulk) {
             return Ok(len);
         }
+        self.copy_otherwise(op, local, entry, remote, len)
+    }
+
+    #[cold]
+    fn copy_otherwise(&self, op: Op, local: u64, entry: &Entry, remote: u64, len: u32) -> Result<u32, CopyError> {
         match &entry.reach {
             Reach::Refused(errno) => Err(CopyError { status: WcStatus::REM_OP_ERR, errno: *errno }),
             _ => self.kernel_copies(op, &[Piece { local, remote, len: len as usize }]).map(|moved| moved as u32),
@@ -215,18 +253,22 @@ impl<'a> Pass<'a> {
     #[inline]
     pub(super) fn copy_mapped(&self, op: Op, local: u64, entry: &Entry, remote: u64, len: u32, bulk: bool) -> bool {
         let Some(remote) = entry.here(remote) else { return false };
-        let local = local as *mut u8;
+        let (local, len) = (local as *mut u8, len as usize);
         let (to, from) = match op {
             Op::Read => (local, remote.cast_const()),
             Op::Write => (remote, local.cast_const()),
         };
-        let stream = copy::streams(op, to, len as usize, bulk);
-        if stream {
-            self.streamed.set(true);
-        }
         // SAFETY: the local range is registered memory that the request keeps (checked where requests are made); the
         // remote one lies in a region that `find` found alive after our lane was taken, so it stays until we leave.
-        unsafe { copy::copy(to, from, len as usize, stream) };
+        unsafe {
+            if copy::may_stream(len) {
+                if copy_large(op, to, from, len, bulk) {
+                    self.streamed.set(true);
+                }
+            } else {
+                copy::copy(to, from, len, false);
+            }
+        }
         true
     }
 
@@ -247,6 +289,18 @@ impl<'a> Pass<'a> {
     }
 }
 
+/// Returns whether it used streaming stores.
+///
+/// # Safety
+/// As [`copy::copy`].
+#[inline(never)]
+unsafe fn copy_large(op: Op, to: *mut u8, from: *const u8, len: usize, bulk: bool) -> bool {
+    let stream = copy::streams(op, to, len, bulk);
+    // SAFETY: as the caller promised; `streams` was asked.
+    unsafe { copy::copy(to, from, len, stream) };
+    stream
+}
+
 impl Drop for Pass<'_> {
     #[inline]
     fn drop(&mut self) {
@@ -254,9 +308,7 @@ impl Drop for Pass<'_> {
             // Before anybody is told that the bytes are there.
             copy::fence();
         }
-        // Our own lane, which makes the shared one ours, is left after it.
-        if let (Some(shared), true) = (&self.at.shared, self.own.is_outer()) {
-            let lane = shared.lane(self.own.lane());
+        if let Some(lane) = self.raised {
             lane.store(lane.load(Ordering::Relaxed).wrapping_add(1) & !1, Ordering::Release);
         }
     }

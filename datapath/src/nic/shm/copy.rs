@@ -13,11 +13,17 @@ pub(super) const BULK: usize = 256 << 10;
 /// Shorter pieces are not worth the alignment and the fence.
 const STREAM_PIECE: usize = 2048;
 
+/// Whether streaming stores come into question at all.
+#[inline]
+pub(super) fn may_stream(len: usize) -> bool {
+    len >= STREAM_PIECE
+}
+
 /// Whether a copy to `to` is made with streaming stores. Asked once for each copy: it is remembered.
 #[inline]
 pub(super) fn streams(op: Op, to: *const u8, len: usize, bulk: bool) -> bool {
     // Streaming was measured to be ahead for what is not in the cache from 4 KiB on, and behind for what is (docs/performance.md).
-    len >= STREAM_PIECE && has_avx2() && !recent::note(to, len) && (op == Op::Write || bulk || len > LOOKED_AT)
+    may_stream(len) && has_avx2() && !recent::note(to, len) && (op == Op::Write || bulk || len > LOOKED_AT)
 }
 
 #[inline]

@@ -48,6 +48,7 @@ use super::{
     Access, AsyncEvent, CompletionQueue, ConnectedQp, CqHandle, DeviceInfo, DialError, Direct, Fabric, GidEntry,
     LinkLayer, Nic, Offer, PortInfo, PortState, Qp, QpCaps, Registration, Target,
 };
+use crate::lanes::Lanes;
 use crate::limits::QP_SLOTS;
 use crate::nic::qp::{AdminHalf, Reset, connected};
 use crate::region::Memory;
@@ -76,6 +77,8 @@ const TRY_EVERY: Duration = Duration::from_millis(5);
 pub struct ShmNic {
     engine: Arc<Engine>,
     device: DeviceInfo,
+    /// Threads that copy, to and from any peer.
+    lanes: Arc<Lanes>,
     attachments: Mutex<HashMap<u64, Weak<Attachment>>>,
 }
 
@@ -152,7 +155,7 @@ impl ShmNic {
             ..DeviceInfo::default()
         };
         let engine = Arc::new(Engine { shared, thread: Some(thread) });
-        Ok(Arc::new(Self { engine, device, attachments: Mutex::default() }))
+        Ok(Arc::new(Self { engine, device, lanes: Arc::default(), attachments: Mutex::default() }))
     }
 
     /// Under which it is dialled.
@@ -190,8 +193,8 @@ impl ShmNic {
         let shared = &self.engine.shared;
         let none = Err("memory of our own needs no system call".into());
         let ledger = shared.table.ledger.clone();
-        let attachment = Arc::new(Attachment::new(shared.token, ledger, None, None, none, shared.wake.clone()));
-        let lanes = attachment.own.clone();
+        let (lanes, wake) = (self.lanes.clone(), shared.wake.clone());
+        let attachment = Arc::new(Attachment::new(shared.token, ledger, None, lanes.clone(), None, none, wake));
         let watched = Arc::new(Watched { lanes, dead: AtomicBool::new(false), process: None });
         let cursor = shared.table.watch(&watched);
         self.hand_over(Link::new(Source::Own(cursor, watched), None, Arc::downgrade(&attachment)));
@@ -224,9 +227,9 @@ impl ShmNic {
         let lanes = SharedLanes::attach(lanes.as_fd()).map_err(|why| not_it(&why))?;
         let foreign = Foreign::probe(&process, welcome.addr, token);
         let process = Some(Arc::new(process));
-        let wake = shared.wake.clone();
+        let (own, wake) = (self.lanes.clone(), shared.wake.clone());
         let attachment =
-            Arc::new(Attachment::new(token, Arc::new(ledger), Some(lanes), process.clone(), foreign, wake));
+            Arc::new(Attachment::new(token, Arc::new(ledger), Some(lanes), own, process.clone(), foreign, wake));
         let mut regions = Vec::new();
         loop {
             let (message, files) =
@@ -292,6 +295,10 @@ impl Nic for ShmNic {
 
     fn offer(&self) -> Option<Offer> {
         Some(Offer::Shm { token: self.token() })
+    }
+
+    fn lanes(&self) -> Option<Arc<Lanes>> {
+        Some(self.lanes.clone())
     }
 
     fn direct(&self, to: &Target) -> Option<Arc<dyn Direct>> {

@@ -121,7 +121,7 @@ impl Link {
     }
 
     fn learn(&mut self, slot: u32, generation: u32, addr: u64, len: u64, reach: Reach) {
-        self.regions.insert(slot, Entry { slot, generation, addr, end: addr + len, reach });
+        self.regions.insert(slot, Entry::new(slot, generation, addr, len, reach));
         self.changed = true;
     }
 

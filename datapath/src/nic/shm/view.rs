@@ -27,9 +27,28 @@ pub(super) struct Entry {
     pub(super) addr: u64,
     pub(super) end: u64,
     pub(super) reach: Reach,
+    base: Base,
 }
 
+/// Where a region begins in this process; null where it is not.
+#[derive(Clone, Copy)]
+struct Base(*mut u8);
+
+// SAFETY: an address, which no thread may follow but who sees to it that the mapping stays: `Entry::here` only counts from it.
+unsafe impl Send for Base {}
+// SAFETY: as above; it never changes.
+unsafe impl Sync for Base {}
+
 impl Entry {
+    pub(super) fn new(slot: u32, generation: u32, addr: u64, len: u64, reach: Reach) -> Self {
+        let base = Base(match &reach {
+            Reach::Mapped { map, shift } => map.base().as_ptr().wrapping_add(*shift),
+            Reach::Here => addr as *mut u8,
+            Reach::Foreign | Reach::Refused(_) => std::ptr::null_mut(),
+        });
+        Self { slot, generation, addr, end: addr + len, reach, base }
+    }
+
     #[inline]
     fn holds(&self, addr: u64, end: u64) -> bool {
         self.addr <= addr && end <= self.end
@@ -38,11 +57,7 @@ impl Entry {
     /// Where `addr` is in this process; `None` where it is not.
     #[inline]
     pub(super) fn here(&self, addr: u64) -> Option<*mut u8> {
-        match &self.reach {
-            Reach::Mapped { map, shift } => Some(map.base().as_ptr().wrapping_add(shift + (addr - self.addr) as usize)),
-            Reach::Here => Some(addr as *mut u8),
-            Reach::Foreign | Reach::Refused(_) => None,
-        }
+        (!self.base.0.is_null()).then(|| self.base.0.wrapping_add((addr - self.addr) as usize))
     }
 }
 
@@ -103,7 +118,7 @@ mod tests {
 
     #[test]
     fn ranges_are_found_in_regions_that_overlap_too() {
-        let entry = |slot, addr, end| (slot, Entry { slot, generation: 1, addr, end, reach: Reach::Foreign });
+        let entry = |slot, addr, end| (slot, Entry::new(slot, 1, addr, end - addr, Reach::Foreign));
         let view =
             View::of(&[entry(0, 100, 1000), entry(1, 200, 300), entry(2, 400, 500), entry(3, 2000, 3000)].into(), 0);
         let find = |addr, len| view.find(addr, len, &mut 0).map(|e| e.slot);
