@@ -1,12 +1,15 @@
 //! What is registered: by address, and how it comes and goes.
 //!
-//! A range is reserved first, registered on all NICs at once, then published; each step that fails undoes those before.
+//! Ranges are reserved first, registered on all NICs at once, then published; each step that fails undoes those before.
 //! Leaving goes the other way round, and waits until no Work holds the registration.
+//!
+//! A table is told as a whole, to those who copy at once and to the peers, so what comes together is taken in and told together:
+//! the ranges of one call, and of threads that call while a publication is under way.
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use moonrail_control::metadata::BufferEntry;
@@ -64,11 +67,17 @@ pub(crate) struct Registry {
     pending: Vec<Extent>,
     /// Unpublished, but still used by transfers.
     leaving: Vec<Entry>,
+    /// Times `entries` has changed.
+    changes: u64,
+}
+
+fn overlaps(one: Extent, other: Extent) -> bool {
+    one.addr < other.addr.saturating_add(other.len) && other.addr < one.addr.saturating_add(one.len)
 }
 
 impl Registry {
     pub(crate) fn new(extents: Arc<Snapshot<Extents>>) -> Self {
-        Self { extents, stopped: false, entries: Vec::new(), pending: Vec::new(), leaving: Vec::new() }
+        Self { extents, stopped: false, entries: Vec::new(), pending: Vec::new(), leaving: Vec::new(), changes: 0 }
     }
 
     /// Tells those who read without a lock, and waits for those who know the former state. Whether none is left.
@@ -86,36 +95,70 @@ impl Registry {
         self.entries.iter().map(|entry| entry.region.clone()).collect()
     }
 
-    fn reserve(&mut self, new: Extent) -> Result<(), RegisterError> {
+    /// `new` is sorted by address. All of it, or nothing.
+    fn reserve(&mut self, new: &[Extent]) -> Result<(), RegisterError> {
         if self.stopped {
             return Err(RegisterError::Stopped);
         }
-        let taken = self.entries.iter().chain(&self.leaving).map(Entry::extent).chain(self.pending.iter().copied());
-        for other in taken {
-            if new.addr < other.addr.saturating_add(other.len) && other.addr < new.addr.saturating_add(new.len) {
-                return Err(RegisterError::Overlap {
-                    addr: new.addr,
-                    len: new.len,
-                    other: other.addr,
-                    other_len: other.len,
-                });
+        let overlap = |new: Extent, other: Extent| RegisterError::Overlap {
+            addr: new.addr,
+            len: new.len,
+            other: other.addr,
+            other_len: other.len,
+        };
+        if let Some(pair) = new.windows(2).find(|pair| overlaps(pair[0], pair[1])) {
+            return Err(overlap(pair[1], pair[0]));
+        }
+        for &extent in new {
+            // The only ones it can meet: the last that begins before its end.
+            let after =
+                self.entries.partition_point(|entry| entry.region.addr() < extent.addr.saturating_add(extent.len));
+            if let Some(other) = after.checked_sub(1).map(|index| self.entries[index].extent())
+                && overlaps(extent, other)
+            {
+                return Err(overlap(extent, other));
             }
         }
-        self.pending.push(new);
+        for other in self.leaving.iter().map(Entry::extent).chain(self.pending.iter().copied()) {
+            let after = new.partition_point(|extent| extent.addr < other.addr.saturating_add(other.len));
+            if let Some(&extent) = after.checked_sub(1).and_then(|index| new.get(index))
+                && overlaps(extent, other)
+            {
+                return Err(overlap(extent, other));
+            }
+        }
+        self.pending.extend_from_slice(new);
         Ok(())
     }
 
-    fn insert(&mut self, entry: Entry) {
-        let index = self.entries.partition_point(|other| other.region.addr() < entry.region.addr());
-        self.entries.insert(index, entry);
-        self.tell();
+    /// Takes what was reserved off the list of what is being registered. `done` is sorted by address.
+    fn unreserve(&mut self, done: &[Extent]) {
+        self.pending.retain(|pending| done.binary_search_by_key(&pending.addr, |extent| extent.addr).is_err());
     }
 
-    fn remove(&mut self, addr: u64) -> Option<Entry> {
-        let index = self.entries.iter().position(|entry| entry.region.addr() == addr)?;
-        let entry = self.entries.remove(index);
-        self.tell_without(std::slice::from_ref(&entry));
-        Some(entry)
+    /// Returns the number of the change.
+    fn insert(&mut self, entries: impl IntoIterator<Item = Entry>) -> u64 {
+        self.entries.extend(entries);
+        // Two sorted runs, which this kind of sort merges.
+        self.entries.sort_by_key(|entry| entry.region.addr());
+        self.tell();
+        self.changes += 1;
+        self.changes
+    }
+
+    /// The first of `addrs` that no entry begins at.
+    fn missing(&self, addrs: &[u64]) -> Option<u64> {
+        let is_missing = |addr: &u64| self.entries.binary_search_by_key(addr, |entry| entry.region.addr()).is_err();
+        addrs.iter().copied().find(is_missing)
+    }
+
+    /// Takes out those that begin at `addrs`, which are sorted; returns the number of the change too.
+    fn remove(&mut self, addrs: &[u64]) -> (u64, Vec<Entry>) {
+        let wanted = |entry: &mut Entry| addrs.binary_search(&entry.region.addr()).is_ok();
+        let gone: Vec<Entry> = self.entries.extract_if(.., wanted).collect();
+        self.tell_without(&gone);
+        self.changes += 1;
+        (self.changes, gone)
     }
 
     /// `gone` have been taken out. A thread that was stopped in the middle of a copy may go on with it: then they stay in use for
@@ -164,91 +207,125 @@ fn chunks_of(len: u64, limit: u64) -> Vec<(u64, u64)> {
 }
 
 impl Shared {
-    pub(crate) fn register(&self, memory: &Arc<Memory>, location: &str, remote: bool) -> Result<Region, RegisterError> {
+    /// All of them, or none; returns the regions in the order of `memories`.
+    pub(crate) fn register(
+        &self,
+        memories: &[Arc<Memory>],
+        location: &str,
+        remote: bool,
+    ) -> Result<Vec<Region>, RegisterError> {
         if !self.is_here() {
             return Err(RegisterError::Forked);
         }
-        if memory.is_empty() {
+        if memories.iter().any(|memory| memory.is_empty()) {
             return Err(RegisterError::ZeroLength);
         }
-        let extent = Extent { addr: memory.addr(), len: memory.len() };
-        self.preflight(extent.len)?;
-        self.registry_mut().reserve(extent)?;
-        let registered = self.register_on_nics(memory, location, remote);
+        let mut extents: Vec<_> =
+            memories.iter().map(|memory| Extent { addr: memory.addr(), len: memory.len() }).collect();
+        if extents.is_empty() {
+            return Ok(Vec::new());
+        }
+        extents.sort_unstable_by_key(|extent| extent.addr);
+        self.preflight(extents.iter().fold(0, |sum, extent| sum.saturating_add(extent.len)))?;
+        self.registry_mut().reserve(&extents)?;
+        let registered = self.register_on_nics(memories, location, remote);
         let result = registered.and_then(|registered| self.enter(registered, remote));
-        self.registry_mut().pending.retain(|pending| pending.addr != extent.addr);
+        self.registry_mut().unreserve(&extents);
         result
     }
 
     /// Into the table and out to the peers, or neither.
-    fn enter(&self, registered: Arc<Registered>, remote: bool) -> Result<Region, RegisterError> {
-        let region = Region::new(registered.memory().clone(), registered.location().to_owned(), remote);
-        let publishing = self.publishing();
-        {
+    fn enter(&self, registered: Vec<Arc<Registered>>, remote: bool) -> Result<Vec<Region>, RegisterError> {
+        let region = |registered: &Arc<Registered>| {
+            Region::new(registered.memory().clone(), registered.location().to_owned(), remote)
+        };
+        let regions: Vec<Region> = registered.iter().map(region).collect();
+        let mut entries: Vec<_> = regions
+            .iter()
+            .zip(registered)
+            .map(|(region, registered)| Entry { region: region.clone(), registered })
+            .collect();
+        entries.sort_unstable_by_key(|entry| entry.region.addr());
+        let addrs: Vec<u64> = entries.iter().map(|entry| entry.region.addr()).collect();
+        let change = {
             let mut registry = self.registry_mut();
             if registry.stopped {
                 return Err(RegisterError::Stopped);
             }
-            registry.insert(Entry { region: region.clone(), registered });
-        }
-        let published = self.publish();
-        if let Err(source) = published {
+            registry.insert(entries)
+        };
+        if let Err((source, publishing)) = self.publish(change) {
             // Between the two a submission may have taken it; its Work keeps it registered until it ends.
             // Deregistering may take long: it happens without the lock.
-            let removed = self.registry_mut().remove(region.addr());
+            let removed = self.registry_mut().remove(&addrs);
             drop(removed);
-            self.take_back();
+            self.take_back(&publishing);
             return Err(RegisterError::Publish { source: Box::new(source) });
         }
-        drop(publishing);
+        let bytes = regions.iter().map(Region::len).sum();
         for nic in &self.nics {
-            nic.registered.fetch_add(region.len(), Ordering::Relaxed);
+            nic.registered.fetch_add(bytes, Ordering::Relaxed);
         }
-        Ok(region)
+        Ok(regions)
     }
 
-    pub(crate) fn unregister(&self, addr: u64) -> Result<(), UnregisterError> {
+    /// Those that begin at `addrs`: all of them are unpublished, or none.
+    pub(crate) fn unregister(&self, addrs: &[u64]) -> Result<(), UnregisterError> {
         if !self.is_here() {
             return Err(UnregisterError::Forked);
         }
-        self.unregister_within(addr, QUIET_WITHIN)
+        self.unregister_within(addrs, QUIET_WITHIN)
     }
 
-    fn unregister_within(&self, addr: u64, within: Duration) -> Result<(), UnregisterError> {
-        let publishing = self.publishing();
-        let entry = {
-            let mut registry = self.registry_mut();
-            let still = registry.leaving.iter().position(|entry| entry.region.addr() == addr);
-            if let Some(index) = still {
-                registry.leaving.remove(index)
-            } else {
-                let entry = registry.remove(addr).ok_or(UnregisterError::NotRegistered { addr })?;
-                // Nobody registers the range anew while it may have to come back.
-                registry.pending.push(entry.extent());
-                drop(registry);
-                let published = self.publish();
-                let mut registry = self.registry_mut();
-                registry.pending.retain(|pending| pending.addr != addr);
-                if let Err(source) = published {
-                    registry.insert(entry);
-                    drop(registry);
-                    self.take_back();
-                    return Err(UnregisterError::Publish { source: Box::new(source) });
-                }
-                entry
-            }
-        };
-        drop(publishing);
-        if !self.quiet(&entry.registered, Instant::now() + within) {
-            self.registry_mut().leaving.push(entry);
-            return Err(UnregisterError::InUse { addr, waited: within });
-        }
-        let len = entry.region.len();
-        drop(entry);
+    fn unregister_within(&self, addrs: &[u64], within: Duration) -> Result<(), UnregisterError> {
+        let mut addrs = addrs.to_vec();
+        addrs.sort_unstable();
+        addrs.dedup();
+        let mut entries = self.unpublish(addrs)?;
+        let until = Instant::now() + within;
+        let busy = entries.iter().position(|entry| !self.quiet(&entry.registered, until));
+        let left = busy.map(|index| entries.split_off(index));
+        let bytes = entries.iter().map(|entry| entry.region.len()).sum();
+        drop(entries);
         for nic in &self.nics {
-            nic.registered.fetch_sub(len, Ordering::Relaxed);
+            nic.registered.fetch_sub(bytes, Ordering::Relaxed);
         }
-        Ok(())
+        let Some(left) = left else { return Ok(()) };
+        let addr = left[0].region.addr();
+        self.registry_mut().leaving.extend(left);
+        Err(UnregisterError::InUse { addr, waited: within })
+    }
+
+    /// Takes them out of the table and out of the peers' sight, or neither. What was unpublished before and still in use is given too.
+    fn unpublish(&self, addrs: Vec<u64>) -> Result<Vec<Entry>, UnregisterError> {
+        let (change, gone, still, extents) = {
+            let mut registry = self.registry_mut();
+            let is_leaving = |addr: &u64| registry.leaving.iter().any(|entry| entry.region.addr() == *addr);
+            let (leaving, here): (Vec<u64>, Vec<u64>) = addrs.into_iter().partition(is_leaving);
+            if let Some(addr) = registry.missing(&here) {
+                return Err(UnregisterError::NotRegistered { addr });
+            }
+            let (change, gone) = (!here.is_empty()).then(|| registry.remove(&here)).unzip();
+            let gone = gone.unwrap_or_default();
+            let wanted = |entry: &mut Entry| leaving.binary_search(&entry.region.addr()).is_ok();
+            let still: Vec<Entry> = registry.leaving.extract_if(.., wanted).collect();
+            // Nobody registers the ranges anew while they may have to come back.
+            let extents: Vec<_> = gone.iter().map(Entry::extent).collect();
+            registry.pending.extend_from_slice(&extents);
+            (change, gone, still, extents)
+        };
+        let failed = change.and_then(|change| self.publish(change).err());
+        let mut registry = self.registry_mut();
+        registry.unreserve(&extents);
+        let Some((source, publishing)) = failed else {
+            drop(registry);
+            return Ok(still.into_iter().chain(gone).collect());
+        };
+        registry.leaving.extend(still);
+        registry.insert(gone);
+        drop(registry);
+        self.take_back(&publishing);
+        Err(UnregisterError::Publish { source: Box::new(source) })
     }
 
     /// Waits until only the caller holds the registration. Batches that are over but not dropped let go of it.
@@ -267,16 +344,28 @@ impl Shared {
         }
     }
 
-    /// Tells the peers what there is. The caller holds [`Shared::publishing`], so the last word is the newest state.
-    fn publish(&self) -> Result<(), moonrail_control::PublishError> {
-        self.publish_until(Instant::now() + PUBLISH_WITHIN)
+    /// Tells the peers what there is, unless that was done since `change`: one publication at a time, each of the newest state, so those
+    /// who come while one is under way share the next. A failure comes with the turn to publish, to undo the change in.
+    fn publish(&self, change: u64) -> Result<(), (moonrail_control::PublishError, MutexGuard<'_, u64>)> {
+        let mut published = self.publishing();
+        if *published >= change {
+            return Ok(());
+        }
+        match self.publish_until(Instant::now() + PUBLISH_WITHIN) {
+            Ok(newest) => *published = newest,
+            Err(source) => return Err((source, published)),
+        }
+        Ok(())
     }
 
-    fn publish_until(&self, until: Instant) -> Result<(), moonrail_control::PublishError> {
+    /// Returns the last change that it tells of.
+    fn publish_until(&self, until: Instant) -> Result<u64, moonrail_control::PublishError> {
         let mut buffers = Vec::new();
         // What is dialled has no keys, and stands in no list of devices.
         let keyed: Vec<bool> = self.nics.iter().map(|nic| nic.port.is_some()).collect();
-        for entry in &self.registry().entries {
+        let registry = self.registry();
+        let newest = registry.changes;
+        for entry in &registry.entries {
             let remote = entry.region.is_remote();
             if !remote && !keyed.contains(&true) {
                 // Without keys there is no other way to say that it is not for peers.
@@ -294,12 +383,13 @@ impl Shared {
                 });
             }
         }
-        self.control.publish(buffers, until)
+        drop(registry);
+        self.control.publish(buffers, until).map(|()| newest)
     }
 
     /// After a publication that failed: control goes on offering what it was told last, so it is told the old state again.
     /// The store is down, so its answer is not waited for.
-    fn take_back(&self) {
+    fn take_back(&self, _turn: &MutexGuard<'_, u64>) {
         let _ = self.publish_until(Instant::now());
     }
 
@@ -319,20 +409,24 @@ impl Shared {
 
     fn register_on_nics(
         &self,
-        memory: &Arc<Memory>,
+        memories: &[Arc<Memory>],
         location: &str,
         remote: bool,
-    ) -> Result<Arc<Registered>, RegisterError> {
+    ) -> Result<Vec<Arc<Registered>>, RegisterError> {
         let device_limit = self.nics.iter().map(|nic| nic.nic.device().max_mr_size).filter(|&size| size > 0).min();
         let limit = device_limit.unwrap_or(u64::MAX).min(self.settings.max_mr_size);
-        let plan = chunks_of(memory.len(), limit);
-        if plan.len() > 1 {
-            self.log.warning(format!(
-                "Auto-splitting buffer {:#x} of {} bytes into {} chunks of {limit} bytes (max_mr_size, MC_MAX_MR_SIZE)",
-                memory.addr(),
-                memory.len(),
-                plan.len()
-            ));
+        let mut plan = Vec::with_capacity(memories.len());
+        for memory in memories {
+            let chunks = chunks_of(memory.len(), limit);
+            if chunks.len() > 1 {
+                self.log.warning(format!(
+                    "Auto-splitting buffer {:#x} of {} bytes into {} chunks of {limit} bytes (max_mr_size, MC_MAX_MR_SIZE)",
+                    memory.addr(),
+                    memory.len(),
+                    chunks.len()
+                ));
+            }
+            plan.extend(chunks.into_iter().map(|(offset, len)| Planned { memory, offset, len }));
         }
         let access = Access { remote, relaxed_ordering: self.settings.relaxed_ordering };
         // One thread per NIC: pinning is what takes the time, and NICs pin independently.
@@ -342,7 +436,7 @@ impl Shared {
                 .iter()
                 .map(|nic| {
                     let plan = &plan;
-                    let all = move || register_on(nic, memory, plan, access);
+                    let all = move || register_on(nic, plan, access);
                     std::thread::Builder::new().name("mr-register".into()).spawn_scoped(scope, all)
                 })
                 .collect();
@@ -358,21 +452,22 @@ impl Shared {
             match result {
                 // Dropping `keys` and what follows deregisters what did work.
                 Err((chunk, error)) => {
-                    return Err(self.refused(nic, memory.addr() + plan[chunk].0, plan[chunk].1, &error));
+                    let Planned { memory, offset, len } = plan[chunk];
+                    return Err(self.refused(nic, memory.addr() + offset, len, &error));
                 }
                 Ok(list) => keys.push(list.into_iter()),
             }
         }
-        let chunks = plan
-            .iter()
-            .map(|&(offset, len)| Chunk {
-                addr: memory.addr() + offset,
-                len,
-                keys: keys.iter_mut().map(Iterator::next).collect(),
-            })
-            .collect();
-        let location = self.location_of(memory, location);
-        Ok(Arc::new(Registered::new(memory.clone(), chunks, location, remote)))
+        let mut plan = plan.into_iter().peekable();
+        let registered = memories.iter().map(|memory| {
+            let mut chunks = Vec::new();
+            while let Some(Planned { offset, len, .. }) = plan.next_if(|planned| Arc::ptr_eq(planned.memory, memory)) {
+                let keys = keys.iter_mut().map(Iterator::next).collect();
+                chunks.push(Chunk { addr: memory.addr() + offset, len, keys });
+            }
+            Arc::new(Registered::new(memory.clone(), chunks, self.location_of(memory, location), remote))
+        });
+        Ok(registered.collect())
     }
 
     fn refused(&self, nic: &OpenNic, addr: u64, len: u64, error: &io::Error) -> RegisterError {
@@ -404,18 +499,20 @@ impl Shared {
     }
 }
 
-fn register_on(
-    nic: &OpenNic,
-    memory: &Arc<Memory>,
-    plan: &[(u64, u64)],
-    access: Access,
-) -> Result<Vec<ChunkKeys>, (usize, io::Error)> {
-    plan.iter()
-        .enumerate()
-        .map(|(index, &(offset, len))| {
-            nic.nic.register(memory, offset, len, access).map(ChunkKeys::from).map_err(|error| (index, error))
-        })
-        .collect()
+/// A chunk to be registered.
+#[derive(Clone, Copy)]
+struct Planned<'a> {
+    memory: &'a Arc<Memory>,
+    offset: u64,
+    len: u64,
+}
+
+/// All of it, or the place of the chunk that was refused.
+fn register_on(nic: &OpenNic, plan: &[Planned<'_>], access: Access) -> Result<Vec<ChunkKeys>, (usize, io::Error)> {
+    let one = |(index, &Planned { memory, offset, len })| {
+        nic.nic.register(memory, offset, len, access).map(ChunkKeys::from).map_err(|error| (index, error))
+    };
+    plan.iter().enumerate().map(one).collect()
 }
 
 /// The error without Rust's `(os error N)`.
@@ -439,15 +536,25 @@ mod tests {
     #[test]
     fn overlap_is_refused_and_neighbours_are_not() {
         let mut registry = Registry::new(Arc::new(Snapshot::new(Arc::default(), Extents::default())));
-        registry.reserve(entry(1000, 100)).unwrap();
-        registry.reserve(entry(1100, 100)).unwrap();
-        registry.reserve(entry(900, 100)).unwrap();
+        registry.reserve(&[entry(1000, 100)]).unwrap();
+        registry.reserve(&[entry(900, 100), entry(1100, 100)]).unwrap();
         for (addr, len) in [(1000, 100), (950, 100), (1099, 2), (0, u64::MAX), (1050, 1)] {
-            let error = registry.reserve(entry(addr, len)).unwrap_err();
+            // The same whether it comes alone, behind others or before them, and none of them stays.
+            let others = [entry(1, 1), entry(u64::MAX - 10, 1)];
+            let mut all = vec![entry(addr, len)];
+            let error = registry.reserve(&all).unwrap_err();
+            if addr > 1 {
+                all = vec![others[0], entry(addr, len), others[1]];
+                registry.reserve(&all).unwrap_err();
+            }
             assert!(error.to_string().starts_with("Transfer Engine does not support overlapped memory region"));
         }
+        assert!(registry.reserve(&[entry(5000, 10), entry(5009, 1)]).is_err(), "with each other");
+        assert_eq!(registry.pending.len(), 3);
+        registry.unreserve(&[entry(1000, 100)]);
+        registry.reserve(&[entry(1000, 100)]).unwrap();
         registry.stopped = true;
-        assert!(matches!(registry.reserve(entry(5000, 1)), Err(RegisterError::Stopped)));
+        assert!(matches!(registry.reserve(&[entry(5000, 1)]), Err(RegisterError::Stopped)));
     }
 
     #[test]
