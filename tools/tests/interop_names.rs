@@ -6,8 +6,9 @@ mod interop_support;
 #[path = "interop_support/stores.rs"]
 mod stores;
 
-use interop_support::{Folder, LOOPBACK, Node, Ours, Stock, Table, Variables, cell, extent};
+use interop_support::{Folder, LOOPBACK, MATRIX, Node, Ours, Stock, Table, Variables, cell, extent};
 use moonrail::{Fabric, Op};
+use serde_json::json;
 use stores::{Store, free_port};
 
 struct Case {
@@ -66,6 +67,16 @@ const CASES: &[Case] = &[
     Case { what: "MC_TCP_LANES_PER_PEER=1", ours: &[("MC_TCP_LANES_PER_PEER", "1")], ..PLAIN },
     Case { what: "MC_FORCE_TCP", all: &[("MC_TCP_BIND_ADDRESS", "127.0.0.1"), ("MC_FORCE_TCP", "")], ..PLAIN },
     Case {
+        what: "MC_FORCE_TCP, MC_CUSTOM_TOPO_JSON",
+        all: &[("MC_TCP_BIND_ADDRESS", "127.0.0.1"), ("MC_FORCE_TCP", ""), ("MC_CUSTOM_TOPO_JSON", MATRIX)],
+        ..PLAIN
+    },
+    Case {
+        what: "MC_CUSTOM_TOPO_JSON that is not there",
+        all: &[("MC_TCP_BIND_ADDRESS", "127.0.0.1"), ("MC_CUSTOM_TOPO_JSON", "/nowhere/nics.json")],
+        ..PLAIN
+    },
+    Case {
         what: "MC_DISABLE_METACACHE",
         all: &[("MC_TCP_BIND_ADDRESS", "127.0.0.1"), ("MC_DISABLE_METACACHE", "")],
         ..PLAIN
@@ -119,4 +130,25 @@ fn nodes_of_another_cluster_are_not_found() {
     let e = us.engine.open_segment(&name).map(|_| ()).unwrap_err().to_string();
     assert!(e.contains(&name), "{e}");
     assert_eq!(them.first(&other), 0, "the stock node's answer for a name that is not there");
+}
+
+/// A priority matrix of NICs that this host does not have: neither kind starts on it. That the file counts, and what is in it,
+/// shows in the places that a stock engine makes of it, and in the NICs that each misses.
+#[test]
+fn a_matrix_of_nics_that_are_not_there_is_refused_by_both_kinds() {
+    let by_file: Variables<'static> = &[("MC_CUSTOM_TOPO_JSON", MATRIX)];
+    let them = Stock::on_host(&v4(free_port()), "P2PHANDSHAKE");
+    let seen = them.ask(&json!({"do": "topology", "variables": {"MC_CUSTOM_TOPO_JSON": MATRIX}}));
+    let seen = seen.unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(seen["topology"], json!({"cpu:0": [[], []], "cuda:0": [[], []]}));
+
+    let name = v4(free_port());
+    let theirs = Stock::try_start(&name, "P2PHANDSHAKE", "tcp", "", by_file).err();
+    let ours = Ours::try_start(Ours::builder(&name, "P2PHANDSHAKE", by_file)).err();
+    for (kind, said) in [("stock", theirs), ("ours", ours)] {
+        let said = said.unwrap_or_else(|| panic!("{kind} starts on NICs that are not there"));
+        for word in ["No available RNIC", "rxe0", "rxe1"] {
+            assert!(said.contains(word), "{kind} does not say {word}: {said}");
+        }
+    }
 }

@@ -19,14 +19,15 @@ use std::time::{Duration, Instant};
 
 use golden::{Part, change, get, keep};
 use interop_support::{
-    ANSWER, Folder, Node, Ours, Stock, Table, Variables, cell, extent, python, transfer_engine_bench, wait_on,
+    ANSWER, Folder, MATRIX, Node, Ours, Starting, Stock, Table, Variables, cell, extent, python, transfer_engine_bench,
+    wait_on,
 };
 use lab_support::process::{Process, etcd, moonrail};
 use lab_support::rdma::netdev_bytes;
-use lab_support::{Lab, run, wait_for};
+use lab_support::{Lab, run, setting, wait_for};
 use moonrail::Op;
 use recorder::{Recorder, Taken};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Where node 0 keeps its stock node for node 1.
 const AGENT: (&str, u16) = ("10.0.0.1", 7000);
@@ -84,16 +85,20 @@ fn on_node_1(name: &str, body: impl FnOnce(&Folder)) {
 }
 
 fn ours(name: &str, metadata: &str) -> Ours {
-    let builder = Ours::builder(name, metadata, &[]).fabrics([moonrail::Fabric::Rdma]);
+    ours_with(name, metadata, &[])
+}
+
+fn ours_with(name: &str, metadata: &str, variables: Variables) -> Ours {
+    let builder = Ours::builder(name, metadata, variables).fabrics([moonrail::Fabric::Rdma]);
     Ours::start(builder.transfer_timeout(Duration::from_secs(60)))
 }
 
-fn stock_on_0(name: &str, metadata: &str) -> Stock {
-    Stock::elsewhere(AGENT, name, metadata, "rdma", NICS, STOCK)
+fn stock_on_0(name: &str, metadata: &str, more: Variables) -> Starting {
+    Stock::elsewhere(AGENT, name, metadata, "rdma", NICS, &[STOCK, more].concat())
 }
 
-fn stock_on_1(name: &str, metadata: &str) -> Stock {
-    Stock::start(name, metadata, "rdma", NICS, STOCK)
+fn stock_on_1(name: &str, metadata: &str, more: Variables) -> Starting {
+    Stock::starting(name, metadata, "rdma", NICS, &[STOCK, more].concat())
 }
 
 /// Runs a cell; tells its time and what share of the bytes each NIC of this node has moved.
@@ -127,53 +132,89 @@ fn set_link(nic: u32, up: bool) {
     });
 }
 
-/// READ and WRITE, both directions, over one store; every rail of ours counts.
-fn matrix(table: &mut Table, folder: &Folder, seed: &mut u64, store: &str, us: (&Ours, u64), them: (&Stock, u64)) {
+/// READ and WRITE, both directions and among stock nodes alone, over one store; every rail of ours counts.
+fn matrix(
+    table: &mut Table,
+    folder: &Folder,
+    seed: &mut u64,
+    store: &str,
+    nodes: (&Ours, &Stock, &Stock),
+    memory: [u64; 3],
+) {
+    let (us, them, beside) = nodes;
     for op in [Op::Write, Op::Read] {
         let mut one = |from: (&dyn Node, u64), to: (&dyn Node, u64)| {
             *seed += 1;
             timed(|| cell(&folder.0, *seed, from.0, to.0, op, (from.1, to.1)))
         };
-        let outbound = one((us.0, us.1), (them.0, them.1));
-        let (used, _) = rails(us.0, &them.0.name());
-        let inbound = one((them.0, them.1), (us.0, us.1));
-        let (_, connected) = rails(us.0, &them.0.name());
-        table.row(&[store, word(op)], &[outbound, Ok(used.to_string()), inbound, Ok(connected.to_string())]);
+        let outbound = one((us, memory[0]), (them, memory[1]));
+        let (used, _) = rails(us, &them.name());
+        let inbound = one((them, memory[1]), (us, memory[0]));
+        let (_, connected) = rails(us, &them.name());
+        let among = one((beside, memory[2]), (them, memory[1]));
+        table.row(&[store, word(op)], &[outbound, Ok(used.to_string()), inbound, Ok(connected.to_string()), among]);
     }
     // Slices are pulled: on a starved emulator a rail may find nothing left. Which is why both numbers are shown.
-    let (used, connected) = rails(us.0, &them.0.name());
-    assert!(used >= 2 && connected == 4, "{}", us.0.engine.explain(&them.0.name()).join("\n"));
+    let (used, connected) = rails(us, &them.name());
+    assert!(used >= 2 && connected == 4, "{}", us.engine.explain(&them.name()).join("\n"));
 }
 
-const COLUMNS: [&str; 6] = ["rdma", "operation", "ours to stock", "rails used", "stock to ours", "rails connected"];
+const COLUMNS: [&str; 7] =
+    ["rdma", "operation", "ours to stock", "rails used", "stock to ours", "rails connected", "stock to stock"];
 
 #[test]
 fn a_with_other_stores() {
     on_node_1("interop-stores", |folder| {
         let (mut table, mut seed) = (Table::headed(&COLUMNS), 0);
         for (store, metadata) in [("http", HTTP), ("none (P2P)", "P2PHANDSHAKE")] {
-            let them = stock_on_0("10.0.0.1:12345", metadata);
+            let began = Instant::now();
+            let them = stock_on_0("10.0.0.1:12345", metadata, &[]);
+            let beside = stock_on_1("10.0.0.2:12347", metadata, &[]);
             let us = ours("10.0.0.2:12346", metadata);
-            let memory = (us.register(extent()), them.register(extent()));
-            matrix(&mut table, folder, &mut seed, store, (&us, memory.0), (&them, memory.1));
+            let (them, beside) = (them.started(), beside.started());
+            println!("{store}: three nodes after {:.1?}", began.elapsed());
+            let memory = [us.register(extent()), them.register(extent()), beside.register(extent())];
+            matrix(&mut table, folder, &mut seed, store, (&us, &them, &beside), memory);
             us.engine.shutdown(Duration::from_secs(10));
+            beside.kill();
             them.kill();
         }
         table.close();
     });
 }
 
-/// With etcd, one story: every cell; a link of our node down and up again; the stock node killed and back; our node ended
-/// and back; both ends that connect at once.
+/// The file says which NIC is near to what: whoever reads it publishes that, and its NICs in the order that follows from it.
+fn same_matrix(names: [String; 3]) {
+    let file: Value = serde_json::from_str(&std::fs::read_to_string(MATRIX).expect("the file")).expect("JSON");
+    let published = names.map(|name| -> Value {
+        serde_json::from_slice(&get(ETCD, &format!("mooncake/ram/{name}"))).unwrap_or_else(|e| panic!("{name}: {e}"))
+    });
+    let devices = |of: &Value| -> Vec<Value> {
+        of["devices"].as_array().expect("devices").iter().map(|device| device["name"].clone()).collect()
+    };
+    for one in &published {
+        println!("{}: {} {:?}", one["name"], one["priority_matrix"], devices(one));
+        assert_eq!(one["priority_matrix"], file, "{}", one["name"]);
+        assert_eq!(devices(one), devices(&published[1]), "{} numbers its NICs as a stock node", one["name"]);
+    }
+}
+
+/// With etcd, one story: a priority matrix from a file; every cell; a link of our node down and up again; the stock node killed
+/// and back; our node ended and back; both ends that connect at once.
 #[test]
 fn b_with_etcd_a_link_and_either_end_go_away_and_come_back() {
+    const BY_FILE: Variables<'static> = &[("MC_CUSTOM_TOPO_JSON", MATRIX)];
     on_node_1("interop-etcd", |folder| {
         let (mut table, mut seed) = (Table::headed(&COLUMNS), 50);
-        let them = stock_on_0("10.0.0.1:12345", ETCD);
-        let us = ours("10.0.0.2:12346", ETCD);
-        let beside = stock_on_1("10.0.0.2:12347", ETCD);
+        let began = Instant::now();
+        let them = stock_on_0("10.0.0.1:12345", ETCD, BY_FILE);
+        let beside = stock_on_1("10.0.0.2:12347", ETCD, BY_FILE);
+        let us = ours_with("10.0.0.2:12346", ETCD, BY_FILE);
+        let (them, beside) = (them.started(), beside.started());
+        println!("etcd: three nodes after {:.1?}", began.elapsed());
         let (mine, theirs, others) = (us.register(extent()), them.register(extent()), beside.register(extent()));
-        matrix(&mut table, folder, &mut seed, "etcd", (&us, mine), (&them, theirs));
+        same_matrix([us.name(), them.name(), beside.name()]);
+        matrix(&mut table, folder, &mut seed, "etcd", (&us, &them, &beside), [mine, theirs, others]);
         let mut one = |from: (&dyn Node, u64), to: (&dyn Node, u64), op: Op| {
             seed += 1;
             timed(|| cell(&folder.0, seed, from.0, to.0, op, (from.1, to.1)))
@@ -181,18 +222,16 @@ fn b_with_etcd_a_link_and_either_end_go_away_and_come_back() {
 
         let columns = ["rdma, etcd", "operation", "ours to stock", "stock to ours", "stock to stock"];
         let mut faults = Table::headed(&columns);
-        for op in [Op::Write, Op::Read] {
-            let among = one((&beside, others), (&them, theirs), op);
-            faults.row(&["all well", word(op)], &[Ok("(above)".to_owned()), Ok("(above)".to_owned()), among]);
-        }
-        drop(beside);
-        // No stock initiator here: with its retry count of 7 Soft-RoCE sends to a NIC that is down for ever, and an emulated
-        // node does nothing else any more.
+        // No stock initiator towards a NIC that is down: with its retry count of 7 Soft-RoCE sends for ever, and an emulated
+        // node does nothing else any more. Here it is the initiator's own.
         set_link(1, false);
         for op in [Op::Write, Op::Read] {
-            faults.row(&["eth1 of our node down", word(op)], &[one((&us, mine), (&them, theirs), op)]);
+            let ours = one((&us, mine), (&them, theirs), op);
+            let among = one((&beside, others), (&them, theirs), op);
+            faults.row(&["eth1 of the initiator down", word(op)], &[ours, Ok("(no)".to_owned()), among]);
         }
         set_link(1, true);
+        beside.kill();
         let (began, peer) = (Instant::now(), them.name());
         patiently("a rail of the link that came back", || {
             us.engine.rails().iter().any(|r| r.peer == peer && r.nic == "rxe1" && r.usable)
@@ -202,7 +241,7 @@ fn b_with_etcd_a_link_and_either_end_go_away_and_come_back() {
         faults.row(&["eth1 up again", "write"], &again);
 
         them.kill();
-        let them = stock_on_0("10.0.0.1:12345", ETCD);
+        let them = stock_on_0("10.0.0.1:12345", ETCD, &[]).started();
         let theirs = them.register(extent());
         let back = [one((&us, mine), (&them, theirs), Op::Write), one((&them, theirs), (&us, mine), Op::Write)];
         faults.row(&["stock killed, back", "write"], &back);
@@ -222,6 +261,7 @@ fn b_with_etcd_a_link_and_either_end_go_away_and_come_back() {
         for round in 0..4 {
             faults.row(&[&format!("both at once, {round}"), "write"], &at_once(round, &them, theirs));
         }
+        them.kill();
         table.close();
         faults.close();
     });
@@ -305,9 +345,10 @@ fn start(program: &str, flags: &str) -> Process {
 #[test]
 fn d_what_passes_is_as_recorded() {
     on_node_1("interop-golden", |_| {
-        let them = stock_on_0("10.0.0.1:12345", ETCD);
-        let theirs = them.register(1 << 16);
+        let them = stock_on_0("10.0.0.1:12345", ETCD, &[]);
         let us = ours("10.0.0.2:12601", ETCD);
+        let them = them.started();
+        let theirs = them.register(1 << 16);
         let mine = us.register(1 << 16);
         for (kind, name) in [("ours", us.name()), ("stock", them.name())] {
             let keys = [format!("mooncake/rpc_meta/{name}"), format!("mooncake/ram/{name}")];
@@ -328,8 +369,7 @@ fn d_what_passes_is_as_recorded() {
         them.kill();
 
         // One that would rather send notifications over queue pairs: ours says no, and it takes the other way.
-        let variables = [STOCK, &[("MC_USE_RDMA_TWOSIDED", "1")]].concat();
-        let them = Stock::elsewhere(AGENT, "10.0.0.1:12346", ETCD, "rdma", NICS, &variables);
+        let them = stock_on_0("10.0.0.1:12346", ETCD, &[("MC_USE_RDMA_TWOSIDED", "1")]).started();
         them.register(1 << 16);
         let recorder = through(&us.name());
         them.notify(&us.name(), "nm", "hello").unwrap_or_else(|e| panic!("{e}"));
@@ -376,4 +416,56 @@ fn through(name: &str) -> Recorder {
 fn etcd_has(name: &str) -> bool {
     let text = String::from_utf8(get(ETCD, &format!("mooncake/ram/{name}"))).unwrap_or_default();
     text.contains(r#""addr":"#)
+}
+
+/// By hand, with MOONRAIL_STOCK_LINK=1, for docs/interop.md: a stock initiator whose target's link goes down, first among its own
+/// kind, then towards ours. It may not return, and its node may answer nothing any more; so nothing comes after it.
+#[test]
+fn e_a_link_of_the_target_goes_down_under_a_stock_initiator() {
+    const WITHIN: Duration = Duration::from_secs(45);
+    if setting("MOONRAIL_STOCK_LINK", 0) == 0 {
+        return;
+    }
+    on_node_1("interop-link", |_| {
+        let moves = |local: u64, remote: u64| -> Vec<_> {
+            (0..4).map(|i| (local + (i << 16), remote + (i << 16), 1u64 << 16)).collect()
+        };
+        for own_kind in [true, false] {
+            let them = stock_on_0("10.0.0.1:12345", ETCD, &[]);
+            let target: Box<dyn Node> = if own_kind {
+                Box::new(stock_on_1("10.0.0.2:12347", ETCD, &[]).started())
+            } else {
+                Box::new(ours("10.0.0.2:12346", ETCD))
+            };
+            let them = them.started();
+            let (local, remote) = (them.register(1 << 20), target.register(1 << 20));
+            let say = |what: &str, within: Duration| {
+                let began = Instant::now();
+                them.tell(
+                    &json!({"do": "transfer", "segment": target.name(), "op": "write", "moves": moves(local, remote)}),
+                );
+                let answer = them.answer(within);
+                println!("LINK stock to {}, {what}: {answer:?} after {:.1?}", target.kind(), began.elapsed());
+                answer
+            };
+            for _ in 0..3 {
+                say("all well", ANSWER);
+            }
+            set_link(1, false);
+            let mut last = None;
+            for round in 0..3 {
+                last = say(&format!("eth1 of the target down, batch {round}"), WITHIN);
+                if last.is_none() {
+                    break;
+                }
+            }
+            set_link(1, true);
+            if last.is_none() {
+                let (began, late) = (Instant::now(), them.answer(WITHIN));
+                println!("LINK and with the link up again: {late:?} after {:.1?}", began.elapsed());
+            }
+            say("the link up again", WITHIN);
+            them.kill();
+        }
+    });
 }

@@ -5,12 +5,13 @@
 //! A case is text: `#` what it is, `>` what whoever connected sent, `<` what came back, `=` a key and its value in a store;
 //! bytes that do not print are escaped as in a Rust byte string.
 
+#[path = "../host_support/put.rs"]
+mod put;
+
 use std::path::Path;
-use std::process::Command;
 
+use moonrail_control::metadata::{Catalogue, MetadataUri, StoreOptions};
 use serde_json::Value;
-
-use crate::interop_support::python;
 
 /// Takes part of a case.
 pub(crate) type Part = (char, Vec<u8>);
@@ -104,22 +105,16 @@ fn members(value: &Value) -> String {
     }
 }
 
-fn etcd(url: &str, words: &[&str]) -> Vec<u8> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/etcd.py");
-    let url = url.replace("etcd://", "http://");
-    let output = Command::new(python()).arg(script).arg(url).args(words).output().expect("python runs");
-    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
-}
-
 /// A value in etcd, as it is there; empty if there is none.
 pub(crate) fn get(url: &str, key: &str) -> Vec<u8> {
-    etcd(url, &["get", key])
+    let Ok(MetadataUri::Store(uri)) = MetadataUri::parse(url) else { panic!("{url} is no store") };
+    let store = Catalogue::open(&uri, &StoreOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    store.get(key).unwrap_or_else(|e| panic!("{key}: {e}")).map(|held| held.value).unwrap_or_default()
 }
 
 /// Changes a value in etcd, so that whoever reads it comes to us first.
 pub(crate) fn change(url: &str, key: &str, change: impl FnOnce(&mut Value)) {
     let mut value: Value = serde_json::from_slice(&get(url, key)).expect("JSON");
     change(&mut value);
-    etcd(url, &["put", key, &format!("{value}\n")]);
+    put::put(url.trim_start_matches("etcd://"), key, format!("{value}\n").as_bytes());
 }

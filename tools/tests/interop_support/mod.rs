@@ -44,6 +44,10 @@ pub(crate) type Variables<'a> = &'a [(&'a str, &'a str)];
 /// Both kinds publish the host part of their name: on the host everything stays on the loopback device.
 pub(crate) const LOOPBACK: Variables<'static> = &[("MC_TCP_BIND_ADDRESS", "127.0.0.1")];
 
+/// A NIC priority matrix that both kinds are given. No discovery finds one like it: it has a place that no node here has, and
+/// names the NICs in an order of its own.
+pub(crate) const MATRIX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop_support/nics.json");
+
 /// A batch: local address, remote address, length of each transfer.
 pub(crate) type Moves<'a> = &'a [(u64, u64, u64)];
 
@@ -180,6 +184,8 @@ pub(crate) struct Stock {
     input: RefCell<Option<Box<dyn Write>>>,
     answers: Receiver<String>,
     log: Arc<Mutex<String>>,
+    /// Takes what it logs, until its end.
+    logger: Option<thread::JoinHandle<()>>,
     name: String,
     /// Commands: each has a number, and its answer the same.
     asked_so_far: Cell<u64>,
@@ -207,10 +213,21 @@ impl Stock {
         devices: &str,
         variables: Variables,
     ) -> Result<Self, String> {
-        Self::process().begin(name, metadata, protocol, devices, variables)
+        Self::process().told(name, metadata, protocol, devices, variables).ended()
     }
 
-    /// One that waits for us on another machine, [`wait_on`] that one.
+    /// One that starts while the caller does something else.
+    pub(crate) fn starting(
+        name: &str,
+        metadata: &str,
+        protocol: &str,
+        devices: &str,
+        variables: Variables,
+    ) -> Starting {
+        Self::process().told(name, metadata, protocol, devices, variables)
+    }
+
+    /// One that waits for us on another machine, [`wait_on`] that one; it starts while the caller does something else.
     pub(crate) fn elsewhere(
         at: (&str, u16),
         name: &str,
@@ -218,7 +235,7 @@ impl Stock {
         protocol: &str,
         devices: &str,
         variables: Variables,
-    ) -> Self {
+    ) -> Starting {
         let until = Instant::now() + ANSWER;
         let stream = loop {
             match TcpStream::connect(at) {
@@ -234,36 +251,22 @@ impl Stock {
             input: RefCell::new(Some(input)),
             answers,
             log: Arc::default(),
+            logger: None,
             name: String::new(),
             asked_so_far: Cell::new(0),
             early: false,
             scratch: RefCell::default(),
         };
-        node.begin(name, metadata, protocol, devices, variables).unwrap_or_else(|log| panic!("{name}: {log}"))
+        node.told(name, metadata, protocol, devices, variables)
     }
 
-    fn begin(
-        mut self,
-        name: &str,
-        metadata: &str,
-        protocol: &str,
-        devices: &str,
-        variables: Variables,
-    ) -> Result<Self, String> {
+    fn told(mut self, name: &str, metadata: &str, protocol: &str, devices: &str, variables: Variables) -> Starting {
         let variables: HashMap<&str, &str> = variables.iter().copied().collect();
         self.early = variables.get("MC_TCP_PROTO") == Some(&"1");
-        let started = self.ask(&json!({"do": "start", "name": name, "metadata": metadata, "protocol": protocol,
-            "devices": devices, "variables": variables}))?;
-        if started["rc"] != 0 {
-            return Err(self.log());
-        }
-        // Without a store the engine draws its own port, and its name is where it listens.
-        let host = name.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.ends_with(']'));
-        let host = host.map_or(name, |(host, _)| host);
-        let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
-        self.name =
-            if metadata == "P2PHANDSHAKE" { format!("{host}:{}", started["rpc_port"]) } else { name.to_owned() };
-        Ok(self)
+        self.name = name.to_owned();
+        self.tell(&json!({"do": "start", "name": name, "metadata": metadata, "protocol": protocol,
+            "devices": devices, "variables": variables}));
+        Starting { node: self, without_store: metadata == "P2PHANDSHAKE" }
     }
 
     fn process() -> Self {
@@ -274,7 +277,7 @@ impl Stock {
         let answers = answers(child.stdout.take().expect("piped"));
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
         let into = Arc::clone(&log);
-        thread::spawn(move || {
+        let logger = thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 let mut into = into.lock().expect("nobody panics with it");
                 into.push_str(&line);
@@ -287,6 +290,7 @@ impl Stock {
             input: RefCell::new(Some(input)),
             answers,
             log,
+            logger: Some(logger),
             name: String::new(),
             asked_so_far: Cell::new(0),
             early: false,
@@ -353,6 +357,42 @@ impl Stock {
             assert!(Instant::now() < until, "{} does not end", self.name);
             thread::sleep(Duration::from_millis(5));
         }
+        if let Some(logger) = self.logger.take() {
+            let _ = logger.join();
+        }
+    }
+}
+
+/// A stock engine that was told to start: an emulated node takes many seconds for it, and two nodes can do it at once.
+pub(crate) struct Starting {
+    node: Stock,
+    without_store: bool,
+}
+
+impl Starting {
+    /// Waits for it; panics if its engine does not start.
+    pub(crate) fn started(self) -> Stock {
+        let name = self.node.name.clone();
+        self.ended().unwrap_or_else(|log| panic!("{name}: {log}"))
+    }
+
+    /// The same; an error is the engine's log.
+    fn ended(self) -> Result<Stock, String> {
+        let Self { mut node, without_store } = self;
+        let started = node.answer(ANSWER).ok_or_else(|| format!("{} does not start\n{}", node.name, node.log()))?;
+        if started["rc"] != 0 {
+            // All of its log: the answer may be here before the last line is.
+            return Err(node.end());
+        }
+        // Without a store the engine draws its own port, and its name is where it listens.
+        if without_store {
+            let name = node.name.as_str();
+            let host = name.rsplit_once(':').filter(|(host, _)| !host.contains(':') || host.ends_with(']'));
+            let host = host.map_or(name, |(host, _)| host);
+            let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() };
+            node.name = format!("{host}:{}", started["rpc_port"]);
+        }
+        Ok(node)
     }
 }
 
