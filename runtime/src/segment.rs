@@ -109,6 +109,13 @@ impl Segment {
         devices.filter_map(|device| Some((device.name.clone(), device.gid.gid()?))).collect()
     }
 
+    /// Everything the peer published, as of the last look: its segment descriptor as JSON text, in the form in which a store
+    /// has it (docs/wire.md); empty in a forked child. For people and tools: what is in it may differ from peer to peer.
+    pub fn published(&self) -> String {
+        let text = |now: Arc<RemoteSegment>| String::from_utf8_lossy(&now.descriptor.encode()).into_owned();
+        self.current().map_or_else(String::new, text)
+    }
+
     /// Fetches the peer's descriptor again, past every cache. Batches in flight keep what they were submitted with.
     /// Blocks for a metadata request, at most 20 s.
     ///

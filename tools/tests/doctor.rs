@@ -1,6 +1,7 @@
 //! `moonrail doctor` on a machine without RDMA: set-ups broken for real, each by its one cause, and healthy ones. What
-//! needs an RDMA NIC is in the lab (`lab_2x2_errors`).
+//! needs an RDMA NIC is in the lab (`lab_2x2_errors`), what needs a second host in `doctor_peer`.
 
+mod doctor_support;
 #[path = "../../control/tests/support/mod.rs"]
 mod etcd;
 mod host_support;
@@ -8,62 +9,13 @@ mod host_support;
 use std::io::Write as _;
 use std::net::TcpListener;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use doctor_support::Look;
 use etcd::EtcdServer;
-use host_support::process::{Ended, Process, moonrail};
+use host_support::process::{Process, moonrail};
 use host_support::{RUN, START};
 use serde_json::Value;
-
-/// One look of the doctor.
-struct Look {
-    status: i32,
-    checks: Vec<Value>,
-    took: Duration,
-}
-
-impl Look {
-    fn of(line: &str, env: &[(&str, &str)]) -> Self {
-        let began = Instant::now();
-        let mut command = Command::new(moonrail());
-        command.args(["doctor", "--json"]).args(line.split_whitespace()).envs(env.iter().copied());
-        Self::read(&Process::start(&format!("doctor {line}"), command).wait(RUN), began)
-    }
-
-    fn read(ended: &Ended, began: Instant) -> Self {
-        let report: Value =
-            serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{e}:\n{}\n{}", ended.stdout, ended.stderr));
-        let checks = report["checks"].as_array().expect("checks").clone();
-        Self { status: ended.code, checks, took: began.elapsed() }
-    }
-
-    /// The first check that ended so.
-    fn first(&self, verdict: &str) -> &Value {
-        self.checks.iter().find(|c| c["verdict"] == verdict).unwrap_or(&Value::Null)
-    }
-
-    /// The first failure is this check, its evidence has these words, and it says what to do.
-    fn fails(&self, case: &str, check: &str, words: &str) {
-        self.is(case, "FAIL", 1, check, words);
-    }
-
-    fn warns(&self, case: &str, check: &str, words: &str) {
-        assert_eq!(self.first("FAIL"), &Value::Null, "{case}");
-        self.is(case, "WARN", 3, check, words);
-    }
-
-    fn is(&self, case: &str, verdict: &str, status: i32, check: &str, words: &str) {
-        let first = self.first(verdict);
-        assert_eq!(first["check"], check, "{case}: {:#?}", self.checks);
-        let evidence = first["evidence"].as_str().unwrap_or_default();
-        assert!(evidence.contains(words), "{case}: {first:#}");
-        // Errors of the engine say what to do in their own text, after the cause.
-        let next = first["next"].as_str().map_or(evidence.len() > 60, |next| !next.is_empty());
-        assert!(next, "{case}: nothing to do: {first:#}");
-        assert_eq!(self.status, status, "{case}");
-        println!("{case}: {} in {:.1} s", first["check"], self.took.as_secs_f64());
-    }
-}
 
 #[test]
 fn what_this_node_itself_gets_wrong() {

@@ -217,8 +217,10 @@ fn networks_of_different_mtu_work_by_agreement() {
             "bench {name} --name 10.0.0.2 --cores 1 --op both --block 64KiB --batch 16 --iterations 2 --verify --ask-target"
         );
         let ended = Process::moonrail(&line).wait(RUN);
+        let seen = doctor_line(&format!("{name} --name 10.0.0.2"));
         mtu("4200");
         ended.expect_ok();
+        assert_first(&seen, "WARN", "peer's MTU", "path MTU 4096 there, 1024 here");
         lab.tell("done", "");
     }
     lab.barrier();
@@ -280,13 +282,19 @@ fn the_doctor_names_what_is_wrong_with_a_nic() {
     });
 }
 
-/// Four rails, each by itself; and then the packets of one of our NICs are lost, as behind a firewall on UDP port 4791.
+/// Four rails, each by itself; then a link of the peer is down; and then the packets of one of our NICs are lost, as behind a
+/// firewall on UDP port 4791.
 #[test]
 fn ping_and_doctor_see_each_rail() {
     let lab = Lab::enter("ping");
     if lab.node == 0 {
         let mut server = Process::moonrail("serve --name 10.0.0.1 --size 1MiB --cores 1");
         lab.tell("name", &server.says("listening on ", READY));
+        for (asked, up) in [("down", false), ("up", true)] {
+            lab.hear(asked, 1);
+            set_link(1, up);
+            lab.tell(asked, "");
+        }
         lab.hear("done", 1);
         server.terminate(END).expect_ok();
     } else {
@@ -306,6 +314,26 @@ fn ping_and_doctor_see_each_rail() {
         let healthy = doctor_line(&format!("{name} --name 10.0.0.2"));
         assert_ne!(healthy["worst"], "FAIL", "{healthy:#}");
         assert_eq!(healthy["checks"].to_string().matches("up over rdma").count(), 4, "{healthy:#}");
+        for check in ["peer's GID", "peer's MTU", "peer's port"] {
+            let of = |c: &&Value| c["check"] == check && c["verdict"] == "PASS";
+            assert_eq!(healthy["checks"].as_array().map(|all| all.iter().filter(of).count()), Some(2), "{healthy:#}");
+        }
+
+        let peers_link = |word: &str| {
+            lab.tell(word, "");
+            lab.hear(word, 0);
+        };
+        peers_link("down");
+        let (beside, alone) = (doctor_line(&format!("{name} --name 10.0.0.2")), {
+            // Only towards that NIC: nothing else carries the bytes.
+            let mut command = Command::new(moonrail());
+            command.args(["doctor", "--json", &name, "--name", "10.0.0.2", "--nics", "rxe1"]);
+            command.env("MC_ENABLE_HCA_PEER_AFFINITY", "1").env("MC_NIC_PEER_AFFINITY", "rxe1=rxe1");
+            doctor("doctor with one rail, to a NIC that is down", command)
+        });
+        peers_link("up");
+        assert_first(&beside, "WARN", "peer's port", "no queue pairs on it");
+        assert_first(&alone, "FAIL", "peer's port", "no queue pairs on it");
 
         run("tc", &["qdisc", "add", "dev", "eth1", "root", "netem", "loss", "100%"]);
         let (half, one) = (ping(""), doctor_line(&format!("{name} --name 10.0.0.2 --nics rxe1")));

@@ -1,12 +1,14 @@
 //! `moonrail doctor`: everything that can be wrong with a node before it is started, and with its way to a peer.
 //!
 //! Checks run in the order in which things depend on each other, so the first failure is the cause and what stands below
-//! it may only follow from it. [`system`], [`own`], [`store`], [`devices`], [`peer`] look; [`finding`] is what they say.
+//! it may only follow from it. [`system`], [`own`], [`store`], [`devices`], [`peer`] look, [`published`] at what a peer says of
+//! itself; [`finding`] is what they say.
 
 pub mod devices;
 pub mod finding;
 pub mod own;
 pub mod peer;
+pub mod published;
 pub mod store;
 pub mod system;
 

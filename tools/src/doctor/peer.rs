@@ -6,12 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use moonrail::config::Resolved;
-use moonrail::{Engine, EngineBuilder, Fabric, Gid, Level, RailInfo, Segment};
-use moonrail_control::metadata::{Catalogue, KeySpace, MetadataUri, RpcMeta, SegmentDescriptor, StoreOptions};
+use moonrail::{Engine, EngineBuilder, Fabric, Gid, Level, PortInfo, RailInfo, Segment};
+use moonrail_control::metadata::{
+    Catalogue, KeySpace, MetadataUri, RpcMeta, SegmentDescriptor, StoreOptions, StoreUri,
+};
 use moonrail_control::names::HostPort;
 
-use super::finding::Finding;
+use super::finding::{Finding, Verdict};
 use super::own;
+use super::published::{self, Here, Place};
 
 /// For one connection attempt.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -26,8 +29,13 @@ const ROCE: u16 = 4791;
 /// Every check of the way to `peer`, over the engine that `builder` makes.
 pub fn all(peer: &str, resolved: &Resolved, builder: EngineBuilder) -> Vec<Finding> {
     let mut found = Vec::new();
-    let Some(meta) = step(&mut found, whereabouts(peer, resolved)) else { return found };
-    if step(&mut found, dial(&meta)).is_none() {
+    let Some(place) = step(&mut found, whereabouts(peer, resolved)) else { return found };
+    let here = Here::read();
+    let stored = published::of_store(&place, &here);
+    // A node that is not where its address leads would only be missed below.
+    let misleads = stored.iter().any(|finding| finding.verdict == Verdict::Fail);
+    found.extend(stored);
+    if misleads || step(&mut found, dial(&place.meta)).is_none() {
         return found;
     }
     let log = Arc::new(Mutex::new(Vec::new()));
@@ -44,7 +52,7 @@ pub fn all(peer: &str, resolved: &Resolved, builder: EngineBuilder) -> Vec<Findi
             return found;
         }
     };
-    found.extend(with(&engine, peer, &log));
+    found.extend(with(&engine, peer, &place, &here, &log));
     engine.shutdown(crate::node::SHUTDOWN_WITHIN);
     found
 }
@@ -69,7 +77,7 @@ fn step<T>(found: &mut Vec<Finding>, step: Step<T>) -> Option<T> {
 ///
 /// # Errors
 /// The finding.
-pub fn whereabouts(peer: &str, resolved: &Resolved) -> Step<RpcMeta> {
+pub fn whereabouts(peer: &str, resolved: &Resolved) -> Step<Place> {
     const CHECK: &str = "peer's name";
     let Ok(MetadataUri::Store(uri)) = &resolved.metadata else {
         let place = HostPort::parse_with(peer, resolved.handshake_port).map_err(|e| Finding::told(CHECK, &e))?;
@@ -78,7 +86,8 @@ pub fn whereabouts(peer: &str, resolved: &Resolved) -> Step<RpcMeta> {
         }
         let HostPort { host, port } = place.address;
         let text = format!("{host}:{port}, as it was given");
-        return Ok((RpcMeta { ip_or_host_name: host, rpc_port: port }, Finding::pass(CHECK, text)));
+        let meta = RpcMeta { ip_or_host_name: host, rpc_port: port };
+        return Ok((Place { name: peer.to_owned(), meta, stored: None }, Finding::pass(CHECK, text)));
     };
     let options = StoreOptions { deadline: LOOK, ..StoreOptions::default() };
     let keys = KeySpace::new(&resolved.cluster_id);
@@ -97,15 +106,27 @@ pub fn whereabouts(peer: &str, resolved: &Resolved) -> Step<RpcMeta> {
              must have the same MC_METADATA_CLUSTER_ID",
         ));
     };
-    if let Some(Err(e)) = segment.as_ref().map(|held| SegmentDescriptor::decode(&held.value)) {
-        return Err(Finding::told(CHECK, &e));
-    }
+    let descriptor = match segment.as_ref().map(|held| SegmentDescriptor::decode(&held.value)) {
+        Some(Err(e)) => return Err(Finding::told(CHECK, &e)),
+        Some(Ok(descriptor)) => Some(descriptor),
+        None => None,
+    };
     let meta = RpcMeta::decode(&address.value)
         .map_err(|e| Finding::fail(CHECK, format!("its address cannot be read: {e}"), "start that node again"))?;
     let lease =
         address.lease.map_or("no lease: it may be long gone".to_owned(), |left| format!("lease {} s", left.as_secs()));
     let text = format!("the store has {}:{} for {peer} ({lease})", meta.ip_or_host_name, meta.rpc_port);
-    Ok((meta, Finding::pass(CHECK, text)))
+    let leased = |lease: Option<Duration>| matches!(uri, StoreUri::Http(_)) || lease.is_some();
+    let stored = descriptor.map(|descriptor| published::Stored {
+        descriptor,
+        without_lease: [Some(&address), segment.as_ref()]
+            .into_iter()
+            .flatten()
+            .filter(|held| !leased(held.lease))
+            .map(|held| held.key.clone())
+            .collect(),
+    });
+    Ok((Place { name: peer.to_owned(), meta, stored }, Finding::pass(CHECK, text)))
 }
 
 /// A TCP connection to the handshake port: refused, reset and silence are three different faults.
@@ -113,28 +134,35 @@ pub fn whereabouts(peer: &str, resolved: &Resolved) -> Step<RpcMeta> {
 /// # Errors
 /// The finding.
 pub fn dial(meta: &RpcMeta) -> Step<()> {
-    const CHECK: &str = "peer's handshake port";
+    connect("peer's handshake port", meta)
+}
+
+/// The same for any port of a peer.
+///
+/// # Errors
+/// The finding.
+pub fn connect(check: &'static str, meta: &RpcMeta) -> Step<()> {
     let RpcMeta { ip_or_host_name: host, rpc_port: port } = meta;
     let addresses = match (HostPort { host: host.clone(), port: *port }).ip() {
         Some(ip) => vec![ip],
         None => own::lookup(host).map_err(|why| {
             Finding::fail(
-                CHECK,
+                check,
                 format!("host {host}: {why}"),
                 "add it to DNS or /etc/hosts here, or name the node by its address",
             )
         })?,
     };
-    let mut last = Finding::fail(CHECK, format!("{host} has no address"), "mend DNS or /etc/hosts");
+    let mut last = Finding::fail(check, format!("{host} has no address"), "mend DNS or /etc/hosts");
     for ip in addresses {
         let at = SocketAddr::new(ip, *port);
         let began = Instant::now();
         last = match TcpStream::connect_timeout(&at, CONNECT) {
             Ok(_) => {
                 let text = format!("{at} accepts connections, {:.1} ms", began.elapsed().as_secs_f64() * 1e3);
-                return Ok(((), Finding::pass(CHECK, text)));
+                return Ok(((), Finding::pass(check, text)));
             }
-            Err(e) => refused(CHECK, at, &e),
+            Err(e) => refused(check, at, &e),
         };
     }
     Err(last)
@@ -163,35 +191,92 @@ fn refused(check: &'static str, at: SocketAddr, error: &io::Error) -> Finding {
     }
 }
 
-fn with(engine: &Engine, peer: &str, log: &Mutex<Vec<String>>) -> Vec<Finding> {
+fn with(engine: &Engine, peer: &str, place: &Place, here: &Here, log: &Mutex<Vec<String>>) -> Vec<Finding> {
     let mut found = Vec::new();
     let began = Instant::now();
     let segment = match engine.open_segment(peer) {
         Ok(segment) => segment,
         Err(e) => return vec![Finding::told("peer's segment", &e)],
     };
-    let bytes: u64 = segment.buffers().iter().map(|buffer| buffer.len).fold(0, u64::saturating_add);
-    found.push(Finding::pass(
-        "peer's segment",
-        format!("{} buffers, {}, {} NICs", segment.buffers().len(), crate::units::size(bytes), segment.nics().len()),
-    ));
+    let descriptor = match SegmentDescriptor::decode(segment.published().as_bytes()) {
+        Ok(descriptor) => descriptor,
+        Err(e) => return vec![Finding::told("peer's segment", &e)],
+    };
+    if place.stored.is_none() {
+        found.extend(published::of_itself(place, &descriptor, here));
+    }
+    found.push(published::memory(&descriptor));
+    let nics: Vec<(String, PortInfo)> =
+        engine.nics().into_iter().filter_map(|nic| Some((nic.name, nic.port?))).collect();
+    found.extend(published::nics(&descriptor, &nics, here));
     let name = segment.name().to_owned();
     let until = began + RAILS;
     let rails = settled(engine, &name, until);
-    for way in engine.ways(&name) {
+    let ways = engine.ways(&name);
+    let reached =
+        ways.iter().any(|way| way.fabric.is_some()) && (rails.is_empty() || rails.iter().any(|rail| rail.usable));
+    found.extend(published::data_port(&descriptor, &place.meta).map(|finding| softened(finding, reached)));
+    found.extend(routes(engine, &segment));
+    let log = log.lock().unwrap_or_else(PoisonError::into_inner);
+    let rails: Vec<(RailInfo, String)> = rails
+        .into_iter()
+        .map(|rail| {
+            let known = evidence(&rail, &log);
+            (rail, known)
+        })
+        .collect();
+    found.extend(ports(&rails).into_iter().map(|finding| softened(finding, reached)));
+    for way in ways {
         found.push(match way.fabric {
             Some(fabric) => Finding::pass("way", format!("over {fabric}: {}", way.why)),
             None => Finding::fail("way", way.why, "see the rails below"),
         });
     }
-    found.extend(routes(engine, &segment));
-    let working = rails.iter().filter(|rail| rail.usable).count();
-    let log = log.lock().unwrap_or_else(PoisonError::into_inner);
-    found.extend(rails.iter().map(|rail| judge(rail, working, &log)));
+    let working = rails.iter().filter(|(rail, _)| rail.usable).count();
+    found.extend(rails.iter().map(|(rail, evidence)| judge(rail, evidence, working)));
     if rails.is_empty() {
         found.push(Finding::skip("rail", "there is none: what carries the bytes needs no connection, or nothing can"));
     }
     found
+}
+
+/// With another way that works nothing is lost but speed.
+fn softened(finding: Finding, works: bool) -> Finding {
+    let most = if works { Verdict::Warn } else { Verdict::Fail };
+    Finding { verdict: finding.verdict.min(most), ..finding }
+}
+
+/// What is known of a rail that does not work. The engine has told what it saw first; what it says of the rail now may be what
+/// followed from it.
+fn evidence(rail: &RailInfo, log: &[String]) -> String {
+    let first = log.iter().find(|line| line.contains(&rail.peer_nic) && line.contains(&rail.nic));
+    first.map_or_else(|| rail.state.clone(), |line| format!("{}; {line}", rail.state))
+}
+
+/// The port of each NIC of the peer, as its own answers tell: a node whose port is down makes no queue pairs on it.
+fn ports(rails: &[(RailInfo, String)]) -> Vec<Finding> {
+    const CHECK: &str = "peer's port";
+    let mut nics: Vec<&str> =
+        rails.iter().filter(|(rail, _)| rail.fabric == Fabric::Rdma).map(|(rail, _)| rail.peer_nic.as_str()).collect();
+    nics.sort_unstable();
+    nics.dedup();
+    let of = |nic: &str| {
+        let all: Vec<_> =
+            rails.iter().filter(|(rail, _)| rail.fabric == Fabric::Rdma && rail.peer_nic == nic).collect();
+        if let Some((rail, _)) = all.iter().find(|(rail, _)| rail.usable) {
+            return Some(Finding::pass(CHECK, format!("carries bytes from {}", rail.nic)).about(nic));
+        }
+        let refused = all.iter().find(|(_, evidence)| evidence.to_lowercase().contains("endpoint unavailable for"));
+        refused.map(|(_, evidence)| {
+            Finding::fail(
+                CHECK,
+                format!("the peer makes no queue pairs on it: its port is down, or the device has no more to give; {evidence}"),
+                "there: moonrail nics (port state, max_qp), ip link set NETDEV up, cable and switch port",
+            )
+            .about(nic)
+        })
+    };
+    nics.into_iter().filter_map(of).collect()
 }
 
 /// The rails to a peer, once all of them carry bytes or the time is over: one that has failed goes on trying, so it is given
@@ -208,16 +293,13 @@ pub fn settled(engine: &Engine, peer: &str, until: Instant) -> Vec<RailInfo> {
 }
 
 /// What there is to say of a rail, when so many rails of its peer work.
-pub fn judge(rail: &RailInfo, working: usize, log: &[String]) -> Finding {
+fn judge(rail: &RailInfo, evidence: &str, working: usize) -> Finding {
     const CHECK: &str = "rail";
     let subject = format!("{} to {}", rail.nic, rail.peer_nic);
     let mtu = rail.path_mtu.map(|mtu| format!(", path MTU {mtu}")).unwrap_or_default();
     if rail.usable {
         return Finding::pass(CHECK, format!("up over {}, {} queue pairs{mtu}", rail.fabric, rail.qps)).about(subject);
     }
-    // The engine has told what it saw first; what it says of the rail now may be what followed from it.
-    let first = log.iter().find(|line| line.contains(&rail.peer_nic) && line.contains(&rail.nic));
-    let evidence = first.map_or_else(|| rail.state.clone(), |line| format!("{}; {line}", rail.state));
     let low = evidence.to_lowercase();
     let next = if low.contains("retry") || low.contains("stalled") {
         format!(
@@ -229,9 +311,7 @@ pub fn judge(rail: &RailInfo, working: usize, log: &[String]) -> Finding {
     } else {
         "moonrail nics on both sides".to_owned()
     };
-    let finding = Finding::fail(CHECK, evidence, next).about(subject);
-    // With another rail that works nothing is lost but speed.
-    if working > 0 { Finding { verdict: super::finding::Verdict::Warn, ..finding } } else { finding }
+    softened(Finding::fail(CHECK, evidence, next).about(subject), working > 0)
 }
 
 /// A route from each of our RoCE v2 GIDs to each of the peer's: by the routing table alone, nothing is sent.
@@ -264,13 +344,12 @@ fn routes(engine: &Engine, peer: &Segment) -> Vec<Finding> {
 }
 
 /// The address that a RoCE v2 GID is.
-fn canonical(gid: Gid) -> IpAddr {
+pub fn canonical(gid: Gid) -> IpAddr {
     IpAddr::from(gid.to_ipv6()).to_canonical()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Verdict;
     use super::*;
 
     #[test]
@@ -314,9 +393,17 @@ mod tests {
             wire_time: moonrail::Spread::default(),
             evictions: 0,
         };
-        let found = judge(&rail, 1, &[]);
+        let known = evidence(&rail, &[]);
+        let found = judge(&rail, &known, 1);
         assert!(found.verdict == Verdict::Warn && found.next.unwrap().contains("4791"));
-        assert_eq!(judge(&rail, 0, &[]).verdict, Verdict::Fail);
-        assert_eq!(judge(&RailInfo { usable: true, ..rail }, 1, &[]).verdict, Verdict::Pass);
+        assert_eq!(judge(&rail, &known, 0).verdict, Verdict::Fail);
+        let up = RailInfo { usable: true, ..rail.clone() };
+        assert_eq!(judge(&up, "", 1).verdict, Verdict::Pass);
+        // Its port: nothing is said where only packets are lost; refused it is down; carrying bytes it is not.
+        assert_eq!(ports(&[(rail.clone(), known)]), []);
+        let refused = "Handshake rejected by p: Local RDMA endpoint unavailable for rxe1 <- q@rxe0".to_owned();
+        let down = ports(&[(rail.clone(), refused.clone())]);
+        assert!(down[0].verdict == Verdict::Fail && down[0].subject.as_deref() == Some("rxe1"), "{down:?}");
+        assert_eq!(ports(&[(rail, refused), (up, String::new())])[0].verdict, Verdict::Pass);
     }
 }

@@ -51,8 +51,8 @@ pub fn run(args: &PingArgs) -> Result<ExitCode> {
 /// Takes each step after the other; `false`: one failed, and the rest was not tried.
 fn steps(args: &PingArgs, report: &mut Report) -> Result<bool> {
     let resolved = node::builder(&args.node)?.resolved().map_err(|e| Failure::told(&e))?;
-    let Some(meta) = report.step(|| peer::whereabouts(&args.peer, &resolved)) else { return Ok(false) };
-    if report.step(|| look_up(&meta)).is_none() || report.step(|| peer::dial(&meta)).is_none() {
+    let Some(place) = report.step(|| peer::whereabouts(&args.peer, &resolved)) else { return Ok(false) };
+    if report.step(|| look_up(&place.meta)).is_none() || report.step(|| peer::dial(&place.meta)).is_none() {
         return Ok(false);
     }
     let builder = visitor(&args.node)?;

@@ -263,7 +263,7 @@ impl Stock {
     fn told(mut self, name: &str, metadata: &str, protocol: &str, devices: &str, variables: Variables) -> Starting {
         let variables: HashMap<&str, &str> = variables.iter().copied().collect();
         self.early = variables.get("MC_TCP_PROTO") == Some(&"1");
-        self.name = name.to_owned();
+        name.clone_into(&mut self.name);
         self.tell(&json!({"do": "start", "name": name, "metadata": metadata, "protocol": protocol,
             "devices": devices, "variables": variables}));
         Starting { node: self, without_store: metadata == "P2PHANDSHAKE" }
