@@ -3,15 +3,18 @@
 //! Node 0 offers memory, node 1 moves bytes, mostly as real processes; every byte is checked, and every rail must have
 //! carried its share, by our counters and by the devices' own.
 
+mod commands_support;
 mod lab_support;
 
 #[path = "lab_2x2/engines.rs"]
 mod engines;
+#[path = "lab_2x2/page.rs"]
+mod page;
 
 use std::time::{Duration, Instant};
 
 use lab_support::Lab;
-use lab_support::process::{Process, etcd};
+use lab_support::process::{Process, etcd, moonrail};
 use lab_support::rdma::netdev_bytes;
 use serde_json::Value;
 
@@ -184,7 +187,7 @@ fn strace_sees_one_write_per_doorbell() {
         let trace = "/tmp/moonrail-strace";
         let mut command = std::process::Command::new("strace");
         command.args(["-f", "-qq", "-xx", "-s", "4", "-e", "trace=write", "-o", trace]);
-        command.arg(lab_support::process::moonrail()).args(
+        command.arg(moonrail()).args(
             format!(
                 "bench {name} --name 10.0.0.2 --cores 1 --block 4KiB --stride 8KiB --batch 128 --iterations 2 --json"
             )
