@@ -15,6 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("moonrail", &["moonrail-control", "moonrail-datapath"]),
     ("moonrail-tools", &["moonrail", "moonrail-control", "moonrail-datapath"]),
     ("moonrail-benches", &["moonrail", "moonrail-control", "moonrail-datapath"]),
+    ("moonrail-fuzz", &["moonrail-control", "moonrail-datapath"]),
     ("moonrail-xtask", &[]),
 ];
 
@@ -54,7 +55,7 @@ pub(crate) fn all(limit: Duration) -> Result<()> {
     let left = || deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
     let root = workspace::root();
     let checks: [(&str, Result<()>); 5] = [
-        ("format", format(&root, left())),
+        ("format", cargo(left()).args(["fmt", "--all", "--check"]).run()),
         ("lints", lints(left())),
         ("dependencies", dependencies()),
         ("unsafe islands", unsafe_islands(&root)),
@@ -75,12 +76,6 @@ pub(crate) fn all(limit: Duration) -> Result<()> {
     } else {
         Err(Error::new(format!("checks failed: {}", failed.join(", ")), "see above"))
     }
-}
-
-fn format(root: &Path, limit: Duration) -> Result<()> {
-    let ours = cargo(limit).args(["fmt", "--all", "--check"]).run();
-    let fuzz = cargo(limit).in_folder(&root.join(workspace::FUZZ)).args(["fmt", "--check"]).run();
-    ours.and(fuzz)
 }
 
 fn lints(limit: Duration) -> Result<()> {

@@ -23,6 +23,7 @@ const fn package(name: &'static str, why: &'static str) -> Package {
 /// cache and never installed.
 const PACKAGES: &[Package] = &[
     package("gcc", "links every Rust program and compiles the C parts of TLS"),
+    package("g++", "compiles libFuzzer, for the fuzz targets"),
     package("libc6-dev", "the C library's headers, for the same"),
     package("cmake", "builds the C shim of the verbs bindings"),
     package("make", "the generator cmake uses there"),

@@ -118,9 +118,7 @@ fn run_part(part: Part, targets: &[TestTarget], clock: &Clock) -> Result<()> {
 
 fn build(clock: &Clock) -> Result<()> {
     cargo_test(clock)?.arg("--no-run").run()?;
-    workspace::cargo(clock.left()).args(["build", "--workspace"]).args(workspace::test_features()?).run()?;
-    // A workspace of their own, which finds the common target folder by its configuration.
-    workspace::cargo(clock.left()).in_folder(&workspace::root().join(workspace::FUZZ)).args(["build", "--locked"]).run()
+    workspace::cargo(clock.left()).args(["build", "--workspace"]).args(workspace::test_features()?).run()
 }
 
 /// Everything but what has a part of its own.

@@ -8,9 +8,6 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::process::Bounded;
 
-/// Where the fuzz targets are: a workspace of their own, so that no other build sees libFuzzer.
-pub(crate) const FUZZ: &str = "tools/fuzz";
-
 /// The top of the repository.
 pub(crate) fn root() -> PathBuf {
     // Set by `cargo run`; the compiled-in value serves when the binary is called by itself.
