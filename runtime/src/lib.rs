@@ -108,3 +108,12 @@ pub use moonrail_datapath::nic::{Fabric, Nic, Op};
 pub use moonrail_datapath::region::{Memory, OutOfRange};
 pub use moonrail_datapath::units::{Gid, GidIndex, Lid, Mtu, PortNum};
 pub use moonrail_datapath::work::{Proof, Quiescence};
+
+/// The snippets of the pages, compiled and, where they need no other node, run.
+#[cfg(doctest)]
+mod pages {
+    #[doc = include_str!("../../README.md")]
+    mod readme {}
+    #[doc = include_str!("../../docs/testing.md")]
+    mod testing {}
+}
