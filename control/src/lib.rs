@@ -23,6 +23,7 @@
 //! sockets, `pool` what blocks, `handoff` the rings to the cores. [`wire`] and [`metadata`] parse what comes in
 //! ([`names`], [`place`], [`gid`], [`fabric`]: the small choices). [`brain`] decides, with the judgements of [`handshake`] and the patience of
 //! [`repair`]; [`connect`] does to devices what it decided. [`handle`] is what other crates hold, [`error`] what they get.
+#![deny(missing_docs)]
 
 pub mod brain;
 pub mod config;

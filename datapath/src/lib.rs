@@ -19,6 +19,7 @@
 //! ```
 //! Modules in the order data meets them. Unsafe code lives in [`region`], [`lanes`], `nic::verbs`, `nic::shm` and `nic::tcp`'s
 //! gather lists, nowhere else.
+#![deny(missing_docs)]
 
 pub mod error;
 pub mod lanes;

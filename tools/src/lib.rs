@@ -5,6 +5,7 @@
 //! [`incidents`] and [`top`] are the subcommands; [`pages`] makes manual pages and completions of the command line;
 //! [`failure`] says how it ends.
 //! [`units`], [`table`], [`say`], [`progress`], [`port_counters`] and [`signal`] are what they share.
+#![deny(missing_docs)]
 
 pub mod bench;
 pub mod cli;
