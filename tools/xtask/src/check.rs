@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::docs;
 use crate::error::{At, Error, Result};
 use crate::workspace::{self, cargo, list};
 
@@ -54,12 +55,13 @@ pub(crate) fn all(limit: Duration) -> Result<()> {
     let deadline = Instant::now() + limit;
     let left = || deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
     let root = workspace::root();
-    let checks: [(&str, Result<()>); 5] = [
+    let checks: [(&str, Result<()>); 6] = [
         ("format", cargo(left()).args(["fmt", "--all", "--check"]).run()),
         ("lints", lints(left())),
         ("dependencies", dependencies()),
         ("unsafe islands", unsafe_islands(&root)),
         ("top level", top_level(&root)),
+        ("documentation", docs::check(&root)),
     ];
     let mut failed = Vec::new();
     for (name, ended) in checks {
@@ -202,7 +204,7 @@ fn permits_unsafe(line: &str) -> bool {
     attribute && line.contains("unsafe_code") && (line.contains("allow(") || line.contains("expect("))
 }
 
-fn rust_files(root: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn rust_files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut folders = vec![root.to_path_buf()];
     let mut files = Vec::new();
     while let Some(folder) = folders.pop() {

@@ -2,6 +2,7 @@
 
 mod check;
 mod demo;
+mod docs;
 mod error;
 mod lab;
 mod mutants;
@@ -42,8 +43,11 @@ enum Activity {
         #[arg(value_enum)]
         parts: Vec<soak::Part>,
     },
-    /// Format, lints, the direction of dependencies, where unsafe code may live, the top level of the repository
+    /// Format, lints, the direction of dependencies, where unsafe code may live, the top level of the repository, links and
+    /// quoted messages of the documentation
     Check,
+    /// Make docs/ a book, with mdBook (built first if it is missing: some minutes), in target/book
+    Docs,
     /// Run many seeds through every simulation
     Sim {
         /// Seeds for each seeded test
@@ -118,6 +122,7 @@ fn main() -> ExitCode {
         Activity::Test { parts } => test::run(&parts),
         Activity::Soak { parts } => soak::run(&parts),
         Activity::Check => check::run(),
+        Activity::Docs => docs::book(),
         Activity::Sim { seeds, from, jobs } => sim::run(&sim::Plan { seeds, from, jobs }),
         Activity::Mutants { list: true, .. } => {
             mutants::list();

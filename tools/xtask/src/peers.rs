@@ -83,13 +83,8 @@ fn cannot_run(why: &str) -> Error {
 }
 
 fn cache_folder() -> Result<PathBuf> {
-    let set = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
-    set("MOONRAIL_PEERS_CACHE")
-        .or_else(|| set("XDG_CACHE_HOME").map(|base| base.join("moonrail-peers")))
-        .or_else(|| set("HOME").map(|home| home.join(".cache/moonrail-peers")))
-        .ok_or_else(|| {
-            Error::new("no place for the stock engine: neither MOONRAIL_PEERS_CACHE nor HOME is set", "set one of them")
-        })
+    let set = std::env::var_os("MOONRAIL_PEERS_CACHE").filter(|value| !value.is_empty()).map(PathBuf::from);
+    set.map_or_else(|| workspace::cache("moonrail-peers"), Ok)
 }
 
 /// Same for the same text, on every machine and with every compiler.

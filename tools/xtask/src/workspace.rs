@@ -22,6 +22,17 @@ pub(crate) fn target() -> PathBuf {
     built.filter(|folder| folder.join("CACHEDIR.TAG").exists()).unwrap_or_else(|| root().join("target"))
 }
 
+/// A folder of this user for what is made once and serves every checkout. It may not exist yet.
+pub(crate) fn cache(name: &str) -> Result<PathBuf> {
+    let set = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("XDG_CACHE_HOME")
+        .or_else(|| set("HOME").map(|home| home.join(".cache")))
+        .map(|base| base.join(name))
+        .ok_or_else(|| {
+            Error::new(format!("no place for {name}: neither XDG_CACHE_HOME nor HOME is set"), "set one of them")
+        })
+}
+
 /// Cargo, in the root of the workspace, as if it had been called by hand.
 pub(crate) fn cargo(limit: Duration) -> Bounded {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
