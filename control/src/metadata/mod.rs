@@ -6,6 +6,10 @@
 
 pub mod catalogue;
 pub mod descriptor;
+#[cfg(feature = "etcd")]
+pub mod etcd;
+#[cfg(not(feature = "etcd"))]
+#[path = "no_etcd.rs"]
 pub mod etcd;
 mod hash_order;
 pub mod http;

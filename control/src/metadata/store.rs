@@ -218,6 +218,15 @@ pub enum StoreError {
         /// What was asked.
         what: &'static str,
     },
+    /// The program was built without the client of that store.
+    #[error(
+        "metadata server etcd://{endpoints}: this program was built without etcd: build it with moonrail's feature `etcd`, or use \
+         http://HOST:PORT/metadata or P2PHANDSHAKE"
+    )]
+    NotBuilt {
+        /// What was given.
+        endpoints: String,
+    },
     /// The options cannot work.
     #[error("metadata options: {why}")]
     Options {
@@ -281,7 +290,7 @@ impl StoreClient {
     /// Prepares a client; nothing is sent before the first call.
     ///
     /// # Errors
-    /// [`StoreError::Options`]: a file that cannot be read, options that contradict each other.
+    /// [`StoreError::Options`]: a file that cannot be read, options that contradict each other. [`StoreError::NotBuilt`].
     pub fn open(uri: &StoreUri, options: &StoreOptions) -> Result<Self, StoreError> {
         Ok(match uri {
             StoreUri::Etcd(endpoints) => Self::Etcd(EtcdStore::new(endpoints, options)?),
