@@ -1,7 +1,7 @@
 //! The `moonrail` command.
 //!
 //! In the order an operator meets them: [`cli`] reads the command line, [`gflags`] the one of `transfer_engine_bench`;
-//! [`node`] makes an engine of it; [`nics`], [`topology`], [`serve`], [`bench`], [`ping`], [`doctor`], [`segments`],
+//! [`node`] makes an engine of it; [`nics`], [`topology`], [`serve`], [`mod@bench`], [`ping`], [`doctor`], [`segments`],
 //! [`incidents`] and [`top`] are the subcommands; [`pages`] makes manual pages and completions of the command line;
 //! [`failure`] says how it ends.
 //! [`units`], [`table`], [`say`], [`progress`], [`port_counters`] and [`signal`] are what they share.

@@ -65,7 +65,7 @@ impl fmt::Display for Life {
     }
 }
 
-/// Asks every node, many at a time; each at most twice [`PATIENCE`].
+/// Asks every node, many at a time; each at most twice `PATIENCE`.
 pub fn all(records: &mut [Record]) {
     let next = AtomicUsize::new(0);
     let found: Vec<Mutex<Option<Life>>> = records.iter().map(|_| Mutex::new(None)).collect();

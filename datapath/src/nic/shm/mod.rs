@@ -12,7 +12,7 @@
 //!   └───────────────────────────┘                                    └──────────────────────────────┘
 //! ```
 //! Reaching the socket proves one kernel and one network namespace; the kernel says who is at the other end; the token in
-//! the ledger proves which engine. Memory is taken back by the protocol in `ledger`. A file has ([`wire`]) the messages,
+//! the ledger proves which engine. Memory is taken back by the protocol in `ledger`. A file has (`wire`) the messages,
 //! (`table`) what we registered, (`view`) what a peer registered, (`attachment`) copying, (`qp`) the queue pairs,
 //! (`service`) the thread.
 //!
