@@ -164,10 +164,12 @@ fn a_rail_that_falls_silent_is_left_and_used_again() {
         cluster.fill(source, 0, &bytes);
         // Each rail pulls its share, also the one that brings nothing back.
         let (ours, theirs) = (cluster.nodes[0].nic_ids[0], cluster.nodes[1].nic_ids[0]);
+        let opened = |c: &Cluster| c.nodes[0].log.iter().filter(|line| line.contains(" opened: ")).count();
+        // Who is asked before it has published where it listens is an incident of its own (seed 1000003050).
+        let before = opened(&cluster);
         cluster.world.swallow(ours, theirs);
         let work = cluster.submit(0, &segment, op, 0, len);
         let swallowed = cluster.now;
-        let opened = |c: &Cluster| c.nodes[0].log.iter().filter(|line| line.contains(" opened: ")).count();
         let done = cluster.run_until(Nanos::from_secs(20), |_| work.completion().is_done());
         assert!(done && work.transfers()[0].status() == TransferStatus::Done, "{}", logs(&cluster));
         let took = cluster.now.since(swallowed);
@@ -180,7 +182,7 @@ fn a_rail_that_falls_silent_is_left_and_used_again() {
         let waits = cluster.now;
         exchange(&mut cluster, 0, 1, seed + 1);
         assert!(cluster.now.since(waits) < SECOND, "{:?}\n{}", cluster.now.since(waits), logs(&cluster));
-        assert_eq!(opened(&cluster), 1, "{}", logs(&cluster));
+        assert_eq!(opened(&cluster), before + 1, "{}", logs(&cluster));
         assert_eq!((cluster.usable_rails(0), cluster.usable_rails(1)), (3, 3), "{}", logs(&cluster));
         cluster.world.set_path(ours, theirs, true);
         let back = cluster.run_until(Nanos::from_secs(3), |c| c.usable_rails(0) == 4 && c.usable_rails(1) == 4);
