@@ -49,11 +49,11 @@ struct Chunk {
     seeds: u64,
 }
 
-/// Runs them and prints progress, what failed with the command that replays it, and a closing line.
+/// Runs them and prints progress, what failed with the command that replays it, and a closing line, which it returns.
 ///
 /// # Errors
-/// When any seed failed.
-pub(crate) fn run(plan: &Plan) -> Result<()> {
+/// When any seed failed: with the closing line and the replays.
+pub(crate) fn run(plan: &Plan) -> Result<String> {
     let suites = build()?;
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() * 1_000_000);
     let from = plan.from.unwrap_or_else(now);
@@ -77,8 +77,9 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
             });
         }
     });
-    let (took, failed) = (started.elapsed(), locked(&failures).len());
-    println!(
+    let failures = failures.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (took, failed) = (started.elapsed(), failures.len());
+    let closing = format!(
         "sim: {} seeds from {from} through {} suites in {:.1} s: {:.1} seeds/s, {failed} chunks of {} failed",
         plan.seeds,
         suites.len(),
@@ -86,7 +87,12 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
         plan.seeds as f64 / took.as_secs_f64(),
         chunks.len()
     );
-    if failed == 0 { Ok(()) } else { Err(Error::new("seeds failed", "replay them by the commands above")) }
+    println!("{closing}");
+    if failed == 0 {
+        Ok(closing)
+    } else {
+        Err(Error::new(format!("{closing}\n{}", failures.join("\n")), "replay them by the commands above"))
+    }
 }
 
 fn locked<T>(what: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -15,10 +15,9 @@ use clap::ValueEnum;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::process::Bounded;
 use crate::test::{Binaries, Clock, LabRun, minutes, one_in_the_lab};
 use crate::workspace::{self, TestTarget};
-use crate::{lab, setup};
+use crate::{lab, setup, sim};
 
 /// A part of the soak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -36,7 +35,7 @@ pub(crate) enum Part {
 }
 
 /// Seeds of the simulation.
-const SEEDS: &str = "100000";
+const SEEDS: u64 = 100_000;
 /// Runs of all faults: enough for a middle one, and two that say how far it may be off.
 const FAULT_RUNS: u32 = 3;
 /// The binary that has the faults and the late packets.
@@ -140,7 +139,7 @@ pub(crate) fn run(named: &[Part]) -> Result<()> {
 
 fn run_part(part: Part) -> Result<String> {
     match part {
-        Part::Seeds => seeds(part.limit()),
+        Part::Seeds => seeds(),
         Part::Faults => {
             let rows = in_the_lab(part, FAULT_RUNS, |target| target.name == FAULTS)?;
             Ok(summary::faults(&rows))
@@ -154,12 +153,9 @@ fn run_part(part: Part) -> Result<String> {
     }
 }
 
-/// The simulation has a command of its own.
-fn seeds(limit: Duration) -> Result<String> {
-    let own = std::env::current_exe().map_err(|e| Error::new(format!("cannot find this program: {e}"), ""))?;
-    let said = Bounded::new(own, limit).args(["sim", "--seeds", SEEDS]).stdout()?;
-    print!("{said}");
-    let closing = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+/// Many seeds; each chunk of them has a limit of its own.
+fn seeds() -> Result<String> {
+    let closing = sim::run(&sim::Plan { seeds: SEEDS, from: None, jobs: None })?;
     Ok(format!("```text\n{closing}\n```\n"))
 }
 
