@@ -123,7 +123,10 @@ fn build(clock: &Clock) -> Result<()> {
 
 /// Everything but what has a part of its own.
 fn host(targets: &[TestTarget], clock: &Clock) -> Result<()> {
-    let mut tests = cargo_test(clock)?.args(["--lib", "--bins", "--no-fail-fast"]);
+    let mut tests = cargo_test(clock)?.args(["--lib", "--no-fail-fast"]);
+    for program in workspace::tested_programs()? {
+        tests = tests.args(["--bin", &program]);
+    }
     for target in targets.iter().filter(|t| !t.needs_lab && !t.needs_peers && !is_simulation(t)) {
         tests = tests.args(["--test", &target.name]);
     }

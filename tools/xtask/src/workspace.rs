@@ -139,6 +139,17 @@ fn test_targets_in(metadata: &Value) -> Vec<TestTarget> {
     targets
 }
 
+/// The programs with unit tests. `--bins` would run those too that say `test = false`, and a fuzz target runs until it is ended.
+pub(crate) fn tested_programs() -> Result<Vec<String>> {
+    Ok(tested_programs_in(&metadata()?))
+}
+
+fn tested_programs_in(metadata: &Value) -> Vec<String> {
+    let targets = list(&metadata["packages"]).flat_map(|package| list(&package["targets"]));
+    let tested = targets.filter(|target| target["kind"][0] == "bin" && target["test"] == true);
+    tested.filter_map(|target| Some(target["name"].as_str()?.to_owned())).collect()
+}
+
 /// The elements of a JSON array; none when it is something else.
 pub(crate) fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
@@ -166,6 +177,8 @@ mod tests {
             {"name": "a", "manifest_path": "/r/a/Cargo.toml", "features": {"lab": [], "interop": []}, "targets": [
                 {"kind": ["test"], "name": "lab_3x1_all", "src_path": "/r/a/tests/lab_3x1_all.rs", "required-features": ["lab"]},
                 {"kind": ["lib"], "name": "a", "src_path": "/r/a/src/lib.rs"},
+                {"kind": ["bin"], "name": "endless", "src_path": "/r/a/fuzz.rs", "test": false},
+                {"kind": ["bin"], "name": "tool", "src_path": "/r/a/src/main.rs", "test": true},
                 {"kind": ["test"], "name": "api", "src_path": "/r/a/tests/api.rs"}]},
             {"name": "b", "manifest_path": "/r/b/Cargo.toml", "features": {}, "targets": []}]})
     }
@@ -176,6 +189,11 @@ mod tests {
         let seen: Vec<_> = targets.iter().map(|t| (t.name.as_str(), t.lab_topology())).collect();
         assert_eq!(seen, [("api", None), ("lab_3x1_all", Some((3, 1)))]);
         assert_eq!(targets[0].folder, Path::new("/r/a"));
+    }
+
+    #[test]
+    fn a_program_that_says_it_has_no_tests_is_not_run_as_one() {
+        assert_eq!(tested_programs_in(&example()), ["tool"]);
     }
 
     #[test]
