@@ -166,7 +166,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "one-completion-one-request",
         without: "a completion ends every request before it on its queue pair",
-        edits: &[Edit { file: REAP, from: "for _ in 0..before {", to: "for _ in 0..before.min(0) {" }],
+        edits: &[Edit { file: REAP, from: "for nth in 0..ended {", to: "for nth in before..ended {" }],
         catcher: CORE.test("a_batch_of_128_small_transfers_rings_and_completes_rarely"),
     },
     Mutant {
