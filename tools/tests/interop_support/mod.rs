@@ -213,7 +213,7 @@ impl Stock {
         devices: &str,
         variables: Variables,
     ) -> Result<Self, String> {
-        Self::process().told(name, metadata, protocol, devices, variables).ended()
+        Self::starting(name, metadata, protocol, devices, variables).ended()
     }
 
     /// One that starts while the caller does something else.

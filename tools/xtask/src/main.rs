@@ -123,7 +123,7 @@ fn main() -> ExitCode {
         Activity::Soak { parts } => soak::run(&parts),
         Activity::Check => check::run(),
         Activity::Docs => docs::book(),
-        Activity::Sim { seeds, from, jobs } => sim::run(&sim::Plan { seeds, from, jobs }).map(|_| ()),
+        Activity::Sim { seeds, from, jobs } => sim::run(&sim::Plan { seeds, from, jobs, limit: None }).map(|_| ()),
         Activity::Mutants { list: true, .. } => {
             mutants::list();
             Ok(())

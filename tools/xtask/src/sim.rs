@@ -31,6 +31,8 @@ pub(crate) struct Plan {
     pub(crate) from: Option<u64>,
     /// Processes at a time; as many as there are processors if it is not given.
     pub(crate) jobs: Option<usize>,
+    /// No chunk is begun after this; none if it is not given, as each chunk has a limit of its own.
+    pub(crate) limit: Option<Duration>,
 }
 
 /// A test program with the crate it belongs to.
@@ -64,10 +66,15 @@ pub(crate) fn run(plan: &Plan) -> Result<String> {
     let started = Instant::now();
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Done { seeds: 0, told: started }));
     let failures = Mutex::new(Vec::new());
+    let is_late = || plan.limit.is_some_and(|limit| started.elapsed() >= limit);
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
                 while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if is_late() {
+                        locked(&failures).push(format!("FAILED: broken off at its limit before {chunk:?}"));
+                        break;
+                    }
                     if let Err(failure) = run_chunk(&suites[chunk.suite], *chunk) {
                         println!("{failure}");
                         locked(&failures).push(failure);

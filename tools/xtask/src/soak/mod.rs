@@ -139,7 +139,7 @@ pub(crate) fn run(named: &[Part]) -> Result<()> {
 
 fn run_part(part: Part) -> Result<String> {
     match part {
-        Part::Seeds => seeds(),
+        Part::Seeds => seeds(part.limit()),
         Part::Faults => {
             let rows = in_the_lab(part, FAULT_RUNS, |target| target.name == FAULTS)?;
             Ok(summary::faults(&rows))
@@ -153,9 +153,9 @@ fn run_part(part: Part) -> Result<String> {
     }
 }
 
-/// Many seeds; each chunk of them has a limit of its own.
-fn seeds() -> Result<String> {
-    let closing = sim::run(&sim::Plan { seeds: SEEDS, from: None, jobs: None })?;
+/// Many seeds.
+fn seeds(limit: Duration) -> Result<String> {
+    let closing = sim::run(&sim::Plan { seeds: SEEDS, from: None, jobs: None, limit: Some(limit) })?;
     Ok(format!("```text\n{closing}\n```\n"))
 }
 
