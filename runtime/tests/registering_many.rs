@@ -1,36 +1,18 @@
 //! What is registered is told as a whole each time: many ranges at once must cost about as much as their number, all of them or none.
 #![allow(unsafe_code)]
 
+#[path = "../../datapath/tests/counting/mod.rs"]
+mod counting;
 mod pair;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
+use counting::BYTES;
 use moonrail::{Engine, Memory, RegisterError, Transfer, UnregisterError};
 use moonrail_datapath::nic::sim::{SimOptions, SimWorld};
 use pair::{LONG, builder, cluster, nics};
-
-/// Counts the bytes that all threads ask for: whatever is built anew or copied whole shows in it.
-struct Counting;
-static BYTES: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: every call is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        BYTES.fetch_add(layout.size() as u64, Ordering::Relaxed);
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise, passed on.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 const EACH: usize = 64;
 

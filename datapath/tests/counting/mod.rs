@@ -1,10 +1,16 @@
-//! A global allocator that counts what the calling thread allocates and frees while it is told to.
+//! A global allocator that counts what the calling thread allocates and frees while it is told to, and the bytes that all threads
+//! ask for.
 #![allow(unsafe_code)]
+#![allow(dead_code)] // each test uses a part
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 struct Counting;
+
+/// Bytes that any thread asked for, always counted: whatever is built anew or copied whole shows in it.
+pub(crate) static BYTES: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
     /// Whether this thread is counted.
@@ -23,6 +29,7 @@ fn note(counter: &'static std::thread::LocalKey<Cell<u64>>) {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         note(&ALLOCATIONS);
+        BYTES.fetch_add(layout.size() as u64, Ordering::Relaxed);
         // SAFETY: the caller's promise, passed on.
         unsafe { System.alloc(layout) }
     }
@@ -33,6 +40,7 @@ unsafe impl GlobalAlloc for Counting {
     }
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         note(&ALLOCATIONS);
+        BYTES.fetch_add(size as u64, Ordering::Relaxed);
         // SAFETY: the caller's promise, passed on.
         unsafe { System.realloc(at, layout, size) }
     }
