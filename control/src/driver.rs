@@ -512,6 +512,7 @@ impl Driver {
             let work = async {
                 match op {
                     StoreOp::Get(key) => store.get(&key).await,
+                    StoreOp::Has(key) => store.has(&key).await.map(|there| there.then(Vec::new)),
                     StoreOp::Put(key, value) => store.put(&key, &value).await.map(|()| None),
                     StoreOp::Delete(key) => store.delete(&key).await.map(|_| None),
                 }

@@ -525,6 +525,20 @@ fn a_start_that_fails_leaves_no_key_behind() {
     }
 }
 
+/// A segment that is published at once may be in the store before the address is. That is no start: nobody finds a node by it.
+#[test]
+fn a_segment_without_its_address_is_no_start() {
+    for seed in 0..seeds(20) {
+        let mut net = Net::new(seed, true);
+        net.refused = Some("rpc_meta");
+        net.weather.delay = Nanos(5 * MS);
+        let a = net.add(1, 1, RailOptions::default());
+        net.call(a, Call::Publish(Vec::new()));
+        net.run(Nanos::from_millis(50));
+        assert!(matches!(net.nodes[a].answers[&CallId(1)], Answer::Begun(Err(_))), "seed {seed}");
+    }
+}
+
 #[test]
 fn keys_that_the_store_lost_are_put_again() {
     let mut net = Net::new(8, true);
@@ -543,6 +557,12 @@ fn keys_that_the_store_lost_are_put_again() {
     net.refused = None;
     net.run(Nanos::from_secs(1));
     assert!(net.store.keys().eq(&before), "{:?}", net.store.keys());
+    // Of this nobody is told. The node looks.
+    for key in &before {
+        net.store.remove(key);
+        net.run(Nanos::from_secs(6));
+        assert!(net.store.keys().eq(&before), "without {key}: {:?}", net.store.keys());
+    }
 }
 
 /// What the store says of a successor may be older than what died: only whom we ask can prove that he came later. And the host that

@@ -243,6 +243,8 @@ pub enum Action {
 pub enum StoreOp {
     /// The value of a key.
     Get(String),
+    /// Whether there is a key: an empty value if so. A segment may be megabytes long, which etcd then keeps to itself.
+    Has(String),
     /// Put a value under a key.
     Put(String, Vec<u8>),
     /// Delete a key, if it is there.

@@ -22,7 +22,7 @@ use crate::wire::{Frame, MessageType, NodeExtra, TcpPlace, Token};
 
 /// How long after a failure our keys are put again.
 const AGAIN: Nanos = Nanos::from_secs(1);
-/// How often we look whether our address is in the store. A store that was wiped tells nobody: an HTTP store never, and etcd
+/// How often we look whether our keys are in the store. A store that was wiped tells nobody: an HTTP store never, and etcd
 /// only who watches, or renews a lease.
 const LOOK_EVERY: Nanos = Nanos::from_secs(5);
 
@@ -76,9 +76,9 @@ pub(super) struct Own {
     /// What peers that ask us are told: made once for all of them, empty when something in it changed.
     told: Vec<u8>,
     retry_at: Option<Nanos>,
-    /// When to look for our address, and whether that is being done.
+    /// When to look for our keys, and how many answers are out.
     look_at: Option<Nanos>,
-    looking: bool,
+    looking: u8,
     /// A failure was logged and not yet mended.
     troubled: bool,
     /// Operations of the end that are on their way.
@@ -273,19 +273,15 @@ impl Brain {
     }
 
     /// Looks whether our keys are there.
-    fn look(&mut self) {
-        let Some(key) = self.address_key().filter(|_| self.own.begun && !self.stopping) else { return };
-        if !std::mem::replace(&mut self.own.looking, true) {
-            self.own_op(Step::Look, StoreOp::Get(key));
+    pub(super) fn look_for_own_keys(&mut self) {
+        if self.own.looking > 0 || !self.own.begun || self.stopping {
+            return;
         }
-    }
-
-    /// Changes of the store may have passed us by, also of our own keys.
-    pub(super) fn own_changes_missed(&mut self) {
-        let looking = self.own.looking;
-        self.look();
-        if let (Some(key), true) = (self.segment_key(), self.own.looking && !looking) {
-            self.own_op(Step::LookForSegment, StoreOp::Get(key));
+        if let (Some(address), Some(segment)) = (self.address_key(), self.segment_key()) {
+            self.own.looking = 2;
+            self.own_op(Step::Look, StoreOp::Get(address));
+            // Whoever publishes under our name puts an address too, so that is read; of the segment it is enough to know.
+            self.own_op(Step::LookForSegment, StoreOp::Has(segment));
         }
     }
 
@@ -341,7 +337,8 @@ impl Brain {
                 self.own.putting = false;
                 self.own.stored = version;
                 self.mended();
-                if !self.own.begun {
+                // A segment that was published meanwhile may be there before the address is.
+                if !self.own.begun && self.own.placed {
                     self.own.retry_at = None;
                     self.begun(&Ok(()));
                 }
@@ -354,10 +351,10 @@ impl Brain {
                 self.own.putting = false;
                 if self.own.begun {
                     self.troubled(&error);
-                    self.published(&Err(error));
-                } else {
-                    self.begun(&Err(error));
+                } else if self.own.placed {
+                    self.begun(&Err(error.clone()));
                 }
+                self.published(&Err(error));
             }
             (Step::PutAddressAgain, Ok(_)) => self.placed_again(),
             (Step::PutAddressAgain, Err(StoreError::DuplicateRpcMeta { key })) => {
@@ -372,15 +369,16 @@ impl Brain {
             (Step::ReadAgain, Ok(None)) => self.put_address(Step::PutAddressAgain),
             (Step::PutAddressAgain | Step::ReadAgain, Err(error)) => self.troubled(&error),
             (Step::Look, result) => {
-                self.own.looking = false;
+                self.own.looking -= 1;
                 // A store that does not answer tells nothing.
                 if let Ok(value) = result {
                     self.own_changed(true, value.as_deref());
                 }
             }
             (Step::LookForSegment, result) => {
-                if let Ok(value) = result {
-                    self.own_changed(false, value.as_deref());
+                self.own.looking -= 1;
+                if let (Ok(None), false) = (result, self.own.putting) {
+                    self.own_changed(false, None);
                 }
             }
             (Step::CheckAddress, result) => {
@@ -447,7 +445,7 @@ impl Brain {
             return;
         }
         if self.own.look_at.take_if(|at| *at <= self.now).is_some() {
-            self.look();
+            self.look_for_own_keys();
             self.look_later();
         }
         if self.own.retry_at.take_if(|at| *at <= self.now).is_none() {

@@ -603,7 +603,7 @@ impl Brain {
             peer.stale = true;
             peer.address = None;
         }
-        self.own_changes_missed();
+        self.look_for_own_keys();
     }
 
     // ---- messages to it ----

@@ -157,6 +157,15 @@ impl EtcdStore {
         }
     }
 
+    pub(crate) async fn has(&self, key: &str) -> Result<bool, StoreError> {
+        let answer = self
+            .call("look for a key", |client| async move {
+                client.kv_client().get(key, Some(GetOptions::new().with_count_only())).await
+            })
+            .await?;
+        Ok(answer.count() > 0)
+    }
+
     pub(crate) async fn list(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
         let mut answer = self
             .call("list keys", |client| async move {

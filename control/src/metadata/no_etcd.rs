@@ -29,6 +29,10 @@ impl EtcdStore {
         match *self {}
     }
 
+    pub(crate) async fn has(&self, _: &str) -> Result<bool, StoreError> {
+        match *self {}
+    }
+
     pub(crate) async fn list(&self, _: &str) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
         match *self {}
     }

@@ -314,6 +314,17 @@ impl StoreClient {
         }
     }
 
+    /// Whether there is something under `key`. etcd does not send the value for it.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn has(&self, key: &str) -> Result<bool, StoreError> {
+        match self {
+            Self::Etcd(store) => store.has(key).await,
+            Self::Http(_) | Self::Memory(_) => Ok(self.get(key).await?.is_some()),
+        }
+    }
+
     /// Puts `value` under `key`, over whatever is there; in etcd under our lease. An address (a key with `rpc_meta` in it) is not
     /// put over another node's, by the rule of Mooncake's HTTP server.
     ///

@@ -613,6 +613,7 @@ impl Cluster {
         let mut changed = None;
         let value = match op {
             StoreOp::Get(key) => self.store.get(&key).cloned(),
+            StoreOp::Has(key) => self.store.contains_key(&key).then(Vec::new),
             StoreOp::Put(key, value) => {
                 changed = Some((key.clone(), Some(value.clone())));
                 self.store.insert(key, value);

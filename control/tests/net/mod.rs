@@ -277,6 +277,7 @@ impl Net {
             Action::Store { token, op, .. } => {
                 let result = match op {
                     StoreOp::Get(key) => Ok(self.store.get(&key).cloned()),
+                    StoreOp::Has(key) => Ok(self.store.contains_key(&key).then(Vec::new)),
                     // As Mooncake's HTTP server: an address is not overwritten.
                     StoreOp::Put(key, _) if key.contains("rpc_meta") && self.store.contains_key(&key) => {
                         Err(StoreError::DuplicateRpcMeta { key })

@@ -112,6 +112,7 @@ impl Pair {
             Action::Store { token, op, .. } => {
                 let result = match op {
                     StoreOp::Get(key) => Ok(self.store.get(&key).cloned()),
+                    StoreOp::Has(key) => Ok(self.store.contains_key(&key).then(Vec::new)),
                     StoreOp::Put(key, value) => Ok(self.store.insert(key, value).and(None)),
                     StoreOp::Delete(key) => Ok(self.store.remove(&key).and(None)),
                 };
