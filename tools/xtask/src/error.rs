@@ -17,6 +17,11 @@ impl Error {
     pub(crate) fn new(cause: impl Into<String>, next: impl Into<String>) -> Self {
         Self { cause: cause.into(), next: next.into() }
     }
+
+    /// Without what to do about it.
+    pub(crate) fn cause(&self) -> &str {
+        &self.cause
+    }
 }
 
 impl fmt::Display for Error {

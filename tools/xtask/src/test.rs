@@ -166,7 +166,9 @@ fn in_the_lab(targets: &[TestTarget], clock: &Clock, wanted: fn(&TestTarget) -> 
             Ok(ran) => println!("{}{}: ok in {} s", ran.closing, target.name, began.elapsed().as_secs()),
             Err(e) => {
                 println!("{}: FAILED in {} s\n{e}", target.name, began.elapsed().as_secs());
-                failed.push(target.name.as_str());
+                // The end of what it says is the panic: once more at the very end, which may be all that somebody sees.
+                let why = e.cause().lines().next_back().unwrap_or_default().trim();
+                failed.push(format!("{} ({why})", target.name));
             }
         }
     }

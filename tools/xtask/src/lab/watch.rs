@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::folder::RunFolder;
@@ -263,7 +263,14 @@ fn remove_sockets(topology: Topology, folder: &RunFolder) {
 
 fn failure(failed: &[(u32, Failed)], show: Show, folder: &RunFolder) -> Error {
     let mut lines = Vec::new();
+    let mut panics = Vec::new();
     for (node, why) in failed {
+        let own = panics_in(&folder.log(*node));
+        if let (Failed::Status(_), true) = (why, own.only_followed) {
+            lines.push(format!("node {node}: gave up because another node had failed"));
+            continue;
+        }
+        panics.extend(own.messages.iter().map(|message| format!("node {node}: {message}")));
         lines.push(match why {
             Failed::Status(status) => format!("node {node}: the command's exit status is {status}"),
             Failed::Late(reason) => format!("node {node}: {reason}"),
@@ -275,7 +282,41 @@ fn failure(failed: &[(u32, Failed)], show: Show, folder: &RunFolder) -> Error {
             lines.push(format!("  its output ends:\n{}", folder.log_end(*node, 40)));
         }
     }
+    // Last, where whoever looks at the end of a long output sees them.
+    lines.extend(panics);
     Error::new(lines.join("\n"), "")
+}
+
+/// The panics of one node's tests.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Panics {
+    /// Where, and the first line of what it said.
+    messages: Vec<String>,
+    /// There were some, and all because another node had failed first.
+    only_followed: bool,
+}
+
+fn panics_in(log: &Path) -> Panics {
+    let text = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    Panics::parse(&text)
+}
+
+impl Panics {
+    fn parse(text: &str) -> Self {
+        let mut panics = Self::default();
+        let mut lines = text.lines();
+        while let Some(place) = lines.find(|line| line.contains("' panicked at ") || line.contains(") panicked at ")) {
+            let message = lines.next().unwrap_or_default();
+            // The words of `Lab::hear_within` in the tests.
+            if message.starts_with("gave up: node ") {
+                panics.only_followed = true;
+            } else {
+                panics.messages.push(format!("{place} {message}"));
+            }
+        }
+        panics.only_followed &= panics.messages.is_empty();
+        panics
+    }
 }
 
 /// The nodes' logs, shown as they grow.
@@ -353,6 +394,19 @@ mod tests {
         assert_eq!(parse("explode-1"), Some(None));
         assert_eq!(parse("thaw-x"), Some(None));
         assert_eq!(parse("thaw-x.refused"), None);
+    }
+
+    #[test]
+    fn a_panic_is_told_from_one_that_followed_another_nodes() {
+        let log = "test a ... \n\nthread 'a' (171) panicked at tests/a.rs:7:5:\nall rails: not within 60s\nstack backtrace:\n";
+        let own = Panics::parse(log);
+        assert_eq!(own.messages, ["thread 'a' (171) panicked at tests/a.rs:7:5: all rails: not within 60s"]);
+        assert!(!own.only_followed);
+        let followed = "thread 'a' panicked at tests/mod.rs:79:13:\ngave up: node 0 failed in this test\n";
+        assert_eq!(Panics::parse(followed), Panics { messages: Vec::new(), only_followed: true });
+        let both = Panics::parse(&format!("{followed}{log}"));
+        assert_eq!((both.messages.len(), both.only_followed), (1, false));
+        assert_eq!(Panics::parse("test a ... ok\n"), Panics::default());
     }
 
     #[test]
