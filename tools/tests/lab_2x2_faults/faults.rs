@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use moonrail::{Engine, EngineBuilder, Fabric, Level, Segment};
 
-use super::hands::{Moment, Orders, obey};
+use super::hands::{Moment, Network, Orders, obey};
 use super::lab_support::altered::Altered;
 use super::lab_support::process::{Process, etcd, etcd_again};
 use super::lab_support::traffic::{PEER_BYTES, Traffic};
@@ -129,7 +129,10 @@ const FAULTS: [Fault; 12] = [
     Fault {
         name: "address deleted, added at another index",
         lost: Lost::Nic,
-        down: &[Act::Order("ip addr del 10.0.1.2/16 dev eth1")],
+        // Linux has one more trouble for who does this: where a NIC has no address left, the kernel asks for its old neighbours'
+        // MACs in the name of another NIC's address (arp_announce 2 included), and they learn the wrong MAC for that one, of
+        // which nothing heals them while TCP goes that way. Without neighbours nobody is asked.
+        down: &[Act::Order("ip addr del 10.0.1.2/16 dev eth1"), Act::Order("ip neigh flush dev eth1")],
         // The other address takes the place in the GID table that was free. A network of its own: were it the first of the
         // same, the second would go with it.
         up: &[Act::Order("ip addr add 10.0.1.99/32 dev eth1"), Act::Order("ip addr add 10.0.1.2/16 dev eth1")],
@@ -206,10 +209,11 @@ const FAULTS: [Fault; 12] = [
 #[test]
 fn faults_under_verified_traffic() {
     let long = setting("MOONRAIL_FAULT_SECONDS", 0);
+    let rounds = setting("MOONRAIL_FAULT_ROUNDS", 1);
     let only = std::env::var("MOONRAIL_FAULT").unwrap_or_default();
     on_stage("faults", Stage::with_etcd, |scene| {
-        let rows: Vec<Row> = FAULTS
-            .iter()
+        let rows: Vec<Row> = (0..rounds)
+            .flat_map(|_| &FAULTS)
             .filter(|fault| only.split(',').any(|word| fault.name.contains(word)))
             .map(|fault| scene.run(fault, long))
             .collect();
@@ -254,6 +258,7 @@ fn a_device_that_retries_for_ever_is_found_out() {
 /// Node 0 plays, node 1 does what it is told.
 fn on_stage(name: &str, stage: fn() -> Stage, play: impl FnOnce(&mut Scene<'_>)) {
     let lab = Lab::enter(name);
+    let _network = Network;
     if lab.node == 0 {
         let mut scene = Scene::open(&lab, stage());
         play(&mut scene);
@@ -421,6 +426,17 @@ impl<'a> Scene<'a> {
                 .all(|(ours, peers)| usable.iter().any(|r| (&r.nic, &r.peer_nic) == (ours, peers)))
                 .then_some(())
         });
+    }
+}
+
+impl Drop for Scene<'_> {
+    /// What the engine knows, for whoever reads why a test failed.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("the engine's log:");
+            self.log.print(0);
+            println!("its rails:\n{:#?}\nits incidents:\n{:#?}", self.engine.rails(), self.engine.incidents());
+        }
     }
 }
 

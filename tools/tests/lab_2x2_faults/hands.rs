@@ -44,6 +44,20 @@ impl<'a> Orders<'a> {
     }
 }
 
+/// Prints what this node's network is, if its test fails.
+pub(crate) struct Network;
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let commands = "ip -br link; ip -br addr; ip route; ip neigh; grep -v :0000:0000:0000:0000$ /sys/class/infiniband/rxe*/ports/1/gids/*";
+            let shown = Command::new("sh").args(["-c", commands]).output();
+            let text = shown.map_or_else(|e| e.to_string(), |o| String::from_utf8_lossy(&o.stdout).into_owned());
+            println!("this node's network:\n{text}");
+        }
+    }
+}
+
 /// Node 1's side: until `end`.
 pub(crate) fn obey(lab: &Lab) {
     let (mut ip, mut tc) = (Tool::start("ip"), Tool::start("tc"));

@@ -140,6 +140,9 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if thread::panicking() {
+            println!("{} until its test failed:\n{}", self.name, self.so_far());
+        }
     }
 }
 
