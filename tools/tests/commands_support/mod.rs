@@ -101,7 +101,14 @@ pub(crate) fn compare(path: &Path, page: &str) {
 pub(crate) fn normal(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     let mut of_doctor = false;
+    let mut counters_at = None;
     for line in text.lines() {
+        // A long list of counters goes on in lines that are indented further.
+        let indent = line.len() - line.trim_start().len();
+        if counters_at.is_some_and(|at| indent > at) {
+            continue;
+        }
+        counters_at = is_counters(line).then_some(indent);
         if let Some(title) = line.strip_prefix("## ") {
             of_doctor = title.starts_with("moonrail doctor");
         }
@@ -116,6 +123,10 @@ pub(crate) fn normal(text: &str) -> Vec<String> {
     lines
 }
 
+fn is_counters(line: &str) -> bool {
+    line.trim_start().starts_with("counters of errors:")
+}
+
 fn normal_line(line: &str) -> String {
     const UNITS: [&str; 27] = [
         "B", "KiB", "MiB", "GiB", "TiB", "kB/s", "MB/s", "GB/s", "kB/s", "B/s", "ns", "us", "ms", "s", "min", "h", "d",
@@ -123,7 +134,7 @@ fn normal_line(line: &str) -> String {
     ];
     let mut words: Vec<String> = Vec::new();
     // Which counters of a device are not zero is of the machine's past.
-    if line.trim_start().starts_with("counters of errors:") {
+    if is_counters(line) {
         return "counters of errors".to_owned();
     }
     // Plots are figures altogether.
@@ -187,6 +198,9 @@ fn figures_may_differ_and_words_may_not() {
     assert_eq!(normal_line("life 00c0ffee00c0ffee at 0x7f17833a9000"), "life # at #");
     assert_ne!(normal_line("moved 5 GB/s"), normal_line("sent 5 GB/s"));
     assert_ne!(normal("a\nb"), normal("a"));
+    let counters = |list: &str| normal(&format!("port\n  counters of errors: {list}\n  more"));
+    assert_eq!(counters("all 0"), counters("x_err 1,\n    y_err 2"));
+    assert_ne!(counters("all 0"), counters("all 0\n  y"));
     let doctor = |finding: &str| normal(&format!("## moonrail doctor\n\nsystem\n  {finding}\n        more"));
     assert_eq!(doctor("PASS  memory: 1 GiB"), doctor("WARN  memory: little"));
     assert_ne!(doctor("PASS  memory: 1 GiB"), doctor("PASS  clock: right"));
