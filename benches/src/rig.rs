@@ -90,7 +90,14 @@ impl Rig {
         let core = std::thread::Builder::new().name("mr-core-0".into()).spawn(body)?;
         let rail_counters = Arc::new(RailCounters::default());
         let key = RailKey { rail: RailId(0), life: 0 };
-        let spec = RailSpec { key, peer: peer.clone(), nic: NicId(0), peer_nic: PeerNicId(0), counters: rail_counters };
+        let spec = RailSpec {
+            key,
+            peer: peer.clone(),
+            nic: NicId(0),
+            peer_nic: PeerNicId(0),
+            counters: rail_counters,
+            claims: true,
+        };
         if inboxes[0].command(Command::Adopt { rail: spec, qp: post }).is_err() {
             return Err("the core's command ring is full".into());
         }

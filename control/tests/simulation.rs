@@ -8,6 +8,7 @@ mod charges;
 mod cluster;
 mod twins;
 
+use moonrail_control::RailOptions;
 use moonrail_control::brain::Call;
 use moonrail_datapath::error::{Cause, SliceError};
 use moonrail_datapath::limits::STALL_AFTER;
@@ -78,6 +79,37 @@ fn two_nodes_find_each_other_and_move_bytes_over_all_four_rails() {
         }
         exchange(&mut cluster, 1, 0, 2);
     }
+}
+
+/// The peer asks for all four rails, and has them. What we ask for goes over those that our affinity names.
+#[test]
+fn peer_affinity_binds_rails_that_the_peer_asked_for_too() {
+    each_seed("peer_affinity_binds", 20, 5, |seed| {
+        let bound = RailOptions {
+            // What the peer has not binds nothing.
+            peer_affinity: vec![("sim0".into(), vec!["sim0".into()]), ("sim1".into(), vec!["sim9".into()])],
+            ..RailOptions::default()
+        };
+        let mut cluster = Cluster::new(seed, 2, 2, 1, seed % 2 == 0);
+        cluster.rails = bound;
+        cluster.restart(0);
+        // Node 1 asks first, and node 0 does not know its NICs yet; and again, when it does.
+        exchange(&mut cluster, 1, 0, 1);
+        exchange(&mut cluster, 0, 1, 2);
+        cluster.run_for(SECOND);
+        assert_eq!(cluster.usable_rails(1), 4, "{}", logs(&cluster));
+        let slices = |cluster: &mut Cluster| -> Vec<(String, String, u64)> {
+            let rails = cluster.rails(0);
+            rails.into_iter().map(|rail| (rail.local_nic, rail.peer_nic, rail.counters.slices.get())).collect()
+        };
+        let before = slices(&mut cluster);
+        exchange(&mut cluster, 0, 1, 3);
+        let after = slices(&mut cluster);
+        for ((nic, peer_nic, before), (.., after)) in before.into_iter().zip(after) {
+            let ours = (nic.as_str(), peer_nic.as_str()) != ("sim0", "sim1");
+            assert_eq!(after > before, ours, "{nic} to {peer_nic}: {before} slices, then {after}\n{}", logs(&cluster));
+        }
+    });
 }
 
 #[test]

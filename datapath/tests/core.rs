@@ -399,6 +399,7 @@ fn a_rail_is_given_back_only_while_nobody_needs_it() {
         nic: NicId(0),
         peer_nic: PeerNicId(0),
         counters: rig.rail_counters[0].clone(),
+        claims: true,
     };
     for qp in std::mem::take(&mut rig.yielded) {
         rig.inboxes[0].command(Command::Adopt { rail: spec.clone(), qp }).ok().unwrap();

@@ -195,6 +195,7 @@ impl Bench {
             nic: NicId(0),
             peer_nic: PeerNicId(0),
             counters: Arc::default(),
+            claims: true,
         };
         self.lives += 1;
         self.inbox.command(Command::Adopt { rail, qp }).ok().unwrap();

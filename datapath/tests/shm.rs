@@ -257,6 +257,7 @@ fn a_core_moves_works_over_shared_memory() {
         nic: NicId(0),
         peer_nic: PeerNicId(0),
         counters: Arc::default(),
+        claims: true,
     };
     inboxes[0].command(Command::Adopt { rail, qp }).ok().unwrap();
     soon("the trial", || core_peer.routes() == 1);

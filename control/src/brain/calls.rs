@@ -57,7 +57,7 @@ impl Brain {
 
     fn why(&self, peer: PeerId) -> Option<String> {
         let peer = self.peer(peer);
-        let usable = peer.rails.iter().any(|rail| self.rails[*rail].is_proven());
+        let usable = peer.rails.iter().any(|rail| self.rails[*rail].carries());
         if usable { None } else { peer.cause.clone() }
     }
 

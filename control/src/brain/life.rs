@@ -414,7 +414,7 @@ impl Brain {
             return;
         }
         self.peer_mut(peer).wanted = Some(self.now);
-        if self.peer(peer).rails.iter().any(|rail| self.rails[*rail].is_proven()) {
+        if self.peer(peer).rails.iter().any(|rail| self.rails[*rail].carries()) {
             return;
         }
         if self.peer(peer).segment.is_none() && self.peer(peer).rails.is_empty() {
@@ -460,7 +460,7 @@ impl Brain {
         if self.peer(peer).wanted.is_none() || self.peer(peer).unreachable {
             return;
         }
-        let rails = self.peer(peer).rails.clone();
+        let rails: Vec<usize> = self.peer(peer).rails.iter().copied().filter(|rail| self.claims(*rail)).collect();
         if rails.is_empty() {
             if let Some(segment) = &self.peer(peer).segment {
                 let (name, ways) = (segment.name.clone(), self.ways(peer));

@@ -78,6 +78,8 @@ pub(super) struct Rail {
     pub(super) patience: Nanos,
     /// When it was last found to be in use, here or at the peer.
     pub(super) kept: Option<Nanos>,
+    /// Whether its core was given the present, or last, life to carry what we ask for ([`super::Brain::claims`]).
+    pub(super) claims: bool,
 }
 
 /// Whose NIC has too many rails.
@@ -277,6 +279,11 @@ impl Rail {
 
     pub(super) fn is_proven(&self) -> bool {
         matches!(&self.end, End::Whole(life) if life.proven.is_some() && life.idle.is_empty())
+    }
+
+    /// Whether what we ask for can go over it.
+    pub(super) fn carries(&self) -> bool {
+        self.is_proven() && self.claims
     }
 
     /// How far the eviction of its present life is.

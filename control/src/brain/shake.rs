@@ -57,6 +57,29 @@ impl Brain {
         for at in self.partners(usize::from(nic.0), &devices, own_segment) {
             self.new_rail(peer, nic, devices[at]);
         }
+        // Which rails are for us depends on what the peer has.
+        for rail in self.peer(peer).rails.clone() {
+            let claims = self.claims(rail);
+            if std::mem::replace(&mut self.rails[rail].claims, claims) != claims
+                && let End::Whole(life) = &self.rails[rail].end
+            {
+                let (core, key) = (self.rails[rail].core, life.key);
+                self.command(core, Command::Claim { key, claims });
+            }
+        }
+    }
+
+    /// Whether a rail carries what we ask for. One that our `peer_affinity` leaves out is there because the peer asked for it, and
+    /// is for the peer alone.
+    pub(super) fn claims(&self, rail: usize) -> bool {
+        let Rail { peer, nic, peer_path, fabric, .. } = &self.rails[rail];
+        let name = &self.nics[usize::from(nic.0)].name;
+        let rule = self.config.rails.peer_affinity.iter().find(|(local, _)| local == name);
+        let (Some((_, allowed)), Fabric::Rdma) = (rule, fabric) else { return true };
+        // As in `partners`: a rule for NICs that the peer has not binds nothing.
+        let published = self.peer(*peer).segment.as_ref().map(|segment| &segment.descriptor.devices);
+        let binds = published.is_some_and(|devices| devices.iter().any(|d| allowed.contains(&d.name)));
+        !binds || allowed.iter().any(|device| peer_path.rsplit('@').next() == Some(device.as_str()))
     }
 
     fn partners(&self, nic: usize, devices: &[&str], own_segment: bool) -> Vec<usize> {
@@ -145,6 +168,7 @@ impl Brain {
             evictions: 0,
             patience: super::evict::IDLE_FOR,
             kept: None,
+            claims: true,
         });
         self.rails[at].core = self.choose_core(at);
         self.peer_mut(peer).rails.push(at);
@@ -634,8 +658,10 @@ impl Brain {
             nic: state.nic,
             peer_nic: state.peer_nic,
             counters: state.counters.clone(),
+            claims: self.claims(rail),
         };
         let core = state.core;
+        self.rails[rail].claims = spec.claims;
         for qp in qps {
             self.command(core, Command::Adopt { rail: spec.clone(), qp });
         }

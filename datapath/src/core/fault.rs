@@ -73,15 +73,23 @@ impl Core {
         if matches!(self.rails[rail].state, RailState::Free | RailState::Down) {
             return;
         }
-        let was_up = self.rails[rail].state == RailState::Up;
+        self.leave_peer(rail);
         self.rails[rail].state = RailState::Down;
         for slot in self.rails[rail].qps() {
             if matches!(self.qps[slot].state, QpState::Trial | QpState::Up) {
                 self.qps[slot].state = QpState::Draining { since: now };
             }
         }
-        let index = self.rails[rail].peer as usize;
-        let peer = &mut self.peers[index];
+    }
+
+    /// A rail that claims is in its peer's list, and counts as usable while it is up. From here on neither.
+    pub(super) fn leave_peer(&mut self, rail: usize) {
+        let seat = &self.rails[rail];
+        if !seat.claims {
+            return;
+        }
+        let was_up = seat.state == RailState::Up;
+        let peer = &mut self.peers[seat.peer as usize];
         peer.rails.retain(|&r| r as usize != rail);
         if was_up {
             peer.usable -= 1;

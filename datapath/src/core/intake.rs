@@ -39,6 +39,7 @@ impl Core {
             }
             Command::Yield { key } => self.yield_rail(key, now),
             Command::Destroyed { slot } => self.destroyed(usize::from(slot)),
+            Command::Claim { key, claims } => self.let_claim(key, claims),
             Command::Fenced { key } => self.fenced(key),
             Command::Unreachable { peer, cause } => self.unreachable(peer, cause),
             Command::Stop => {
@@ -158,6 +159,7 @@ impl Core {
             qp_count: 0,
             credit: Credit::new(),
             counters: spec.counters.clone(),
+            claims: spec.claims,
             holds: NONE,
         };
         let rail = match self.free_rails.pop() {
@@ -171,8 +173,28 @@ impl Core {
             }
             None => return None,
         };
-        self.peers[peer].rails.push(rail as u32);
+        if spec.claims {
+            self.peers[peer].rails.push(rail as u32);
+        }
         Some(rail)
+    }
+
+    /// Control learned whether a rail is for us.
+    fn let_claim(&mut self, key: RailKey, claims: bool) {
+        let Some(rail) = self.find_rail(key) else { return };
+        let state = self.rails[rail].state;
+        if self.rails[rail].claims == claims || matches!(state, RailState::Free | RailState::Down) {
+            return;
+        }
+        if claims {
+            self.rails[rail].claims = true;
+            let peer = self.rails[rail].peer as usize;
+            self.peers[peer].rails.push(rail as u32);
+            self.carries(rail, state == RailState::Up);
+        } else {
+            self.leave_peer(rail);
+            self.rails[rail].claims = false;
+        }
     }
 
     /// A WRITE of no bytes goes to the peer's NIC and back, and touches no memory and needs no key (IBA C9-88): what

@@ -38,6 +38,8 @@ pub struct RailSpec {
     pub peer_nic: PeerNicId,
     /// Where the core counts for this rail, over all its lives. Control keeps it.
     pub counters: Arc<RailCounters>,
+    /// Whether it carries slices of ours. One that is not for us, but for the peer, is tried out and carries nothing more.
+    pub claims: bool,
 }
 
 /// Control to core.
@@ -67,6 +69,13 @@ pub enum Command {
     Destroyed {
         /// Its slot, as the event told.
         slot: u16,
+    },
+    /// Whether this life carries slices of ours has changed ([`RailSpec::claims`]). What is in flight goes on.
+    Claim {
+        /// Which life.
+        key: RailKey,
+        /// Whether it does.
+        claims: bool,
     },
     /// Nothing sent on this life can land at the peer any more: releases the Works that were held for it.
     Fenced {

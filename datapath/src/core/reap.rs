@@ -169,6 +169,18 @@ impl Core {
         }
     }
 
+    /// A rail that claims, if it does, counts as usable now that it is `up`.
+    pub(super) fn carries(&mut self, rail: usize, up: bool) {
+        let seat = &self.rails[rail];
+        if up && seat.claims {
+            let peer = &mut self.peers[seat.peer as usize];
+            peer.usable += 1;
+            if let (1, Some(shared)) = (peer.usable, &peer.peer) {
+                shared.set_route(self.id, true);
+            }
+        }
+    }
+
     /// The path carried something there and back: the queue pair, and with it the rail, is usable.
     fn trial_returned(&mut self, slot: usize) {
         if self.qps[slot].state != QpState::Trial {
@@ -178,11 +190,7 @@ impl Core {
         let rail = self.qps[slot].rail;
         if self.rails[rail as usize].state == RailState::Trial {
             self.rails[rail as usize].state = RailState::Up;
-            let peer = &mut self.peers[self.rails[rail as usize].peer as usize];
-            peer.usable += 1;
-            if let (1, Some(shared)) = (peer.usable, &peer.peer) {
-                shared.set_route(self.id, true);
-            }
+            self.carries(rail as usize, true);
             let key = self.rails[rail as usize].key;
             self.tell(CoreEvent::Proven { key });
         }

@@ -91,6 +91,8 @@ pub(crate) struct RailSeat {
     pub(crate) qp_count: u8,
     pub(crate) credit: Credit,
     pub(crate) counters: Arc<RailCounters>,
+    /// Whether it carries slices ([`super::port::RailSpec::claims`]).
+    pub(crate) claims: bool,
     /// First of the Works held until this life is fenced.
     pub(crate) holds: u32,
 }
@@ -151,8 +153,9 @@ pub(crate) struct PeerSeat {
     pub(crate) peer: Option<Arc<Peer>>,
     pub(crate) small: Queue,
     pub(crate) bulk: Queue,
+    /// Rails that carry slices, or will.
     pub(crate) rails: Vec<u32>,
-    /// Rails that are [`RailState::Up`].
+    /// Those of them that are [`RailState::Up`].
     pub(crate) usable: u32,
     /// Which rail comes first this turn.
     pub(crate) first: u32,

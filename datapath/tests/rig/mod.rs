@@ -208,6 +208,7 @@ impl Rig {
                 nic: NicId(a as u16),
                 peer_nic: PeerNicId(b as u16),
                 counters: self.rail_counters[rail.0 as usize].clone(),
+                claims: true,
             };
             self.inboxes[core].command(Command::Adopt { rail, qp }).ok().unwrap();
         }

@@ -251,6 +251,7 @@ impl Node {
                 nic: NicId(0),
                 peer_nic: PeerNicId(0),
                 counters: self.rail_counters.clone(),
+                claims: true,
             };
             self.inboxes[0].command(Command::Adopt { rail, qp }).ok().unwrap();
         }

@@ -225,6 +225,7 @@ impl CoreWorld {
                 nic: NicId(0),
                 peer_nic: PeerNicId(rail as u16),
                 counters: Arc::default(),
+                claims: true,
             };
             let poster = Box::new(Poster(self.device.clone(), number_of_qp));
             let (qp, _) = qp::connected(poster, Box::new(Admin(number_of_qp)));

@@ -24,6 +24,28 @@ const WAYS: &str = "control/src/brain/fabric.rs";
 
 pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
+        name: "affinity-forgets-the-peers-rails",
+        without: "a rail that our affinity leaves out carries nothing of ours, though the peer asked for it",
+        edits: &[Edit { file: SHAKE, from: "!binds || allowed.iter()", to: "!binds || true || allowed.iter()" }],
+        catcher: SIMULATION.test("peer_affinity_binds_rails_that_the_peer_asked_for_too"),
+    },
+    Mutant {
+        name: "segment-alone-is-a-start",
+        without: "a node has begun when both its keys are in the store",
+        edits: &[Edit { file: OWN, from: "if !self.own.begun && self.own.placed {", to: "if !self.own.begun {" }],
+        catcher: BRAINS.test("a_segment_without_its_address_is_no_start"),
+    },
+    Mutant {
+        name: "lost-segment-is-not-looked-for",
+        without: "a node looks whether its segment is still in the store",
+        edits: &[Edit {
+            file: OWN,
+            from: "(Ok(None), false) = (result, self.own.putting)",
+            to: "(Ok(None), false) = (result, true)",
+        }],
+        catcher: BRAINS.test("keys_that_the_store_lost_are_put_again"),
+    },
+    Mutant {
         name: "back-off-does-not-grow",
         without: "waits between attempts double",
         edits: &[Edit {
