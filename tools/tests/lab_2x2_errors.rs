@@ -264,7 +264,17 @@ fn the_doctor_names_what_is_wrong_with_a_nic() {
         for check in ["port", "GID", "MTU", "registration limit", "error counters"] {
             assert_eq!(checks.iter().filter(|c| c["check"] == check && c["verdict"] == "PASS").count(), 2, "{check}");
         }
+        assert!(checks.iter().any(|c| c["check"] == "ARP" && c["verdict"] == "PASS"), "{healthy:#}");
         assert_first(&doctor_line("--name 10.0.0.1 --nics rxe9"), "FAIL", "RDMA devices", "rxe9");
+        let answer_for_all = |mode: &str| {
+            for of in ["all", "eth0"] {
+                std::fs::write(format!("/proc/sys/net/ipv4/conf/{of}/arp_ignore"), mode).unwrap();
+            }
+        };
+        answer_for_all("0");
+        let lax = doctor_line("--name 10.0.0.1");
+        answer_for_all("1");
+        assert_first(&lax, "WARN", "ARP", "eth0 has arp_ignore 0");
         set_link(1, false);
         let (named, left_out) = (doctor_line("--name 10.0.0.1 --nics rxe1"), doctor_line("--name 10.0.0.1"));
         set_link(1, true);
@@ -334,6 +344,22 @@ fn ping_and_doctor_see_each_rail() {
         peers_link("up");
         assert_first(&beside, "WARN", "peer's port", "no queue pairs on it");
         assert_first(&alone, "FAIL", "peer's port", "no queue pairs on it");
+
+        // As if the peer's second NIC had answered for its first.
+        let neighbour = |what: &[&str]| {
+            for dev in ["eth0", "eth1"] {
+                run("ip", &[&["neigh", what[0], "10.0.0.1", "dev", dev], &what[1..]].concat());
+            }
+        };
+        neighbour(&["replace", "lladdr", "52:54:00:00:01:01", "nud", "permanent"]);
+        let mistaken = doctor_line(&format!("{name} --name 10.0.0.2"));
+        neighbour(&["del"]);
+        assert_first(
+            &mistaken,
+            "WARN",
+            "peer's MAC",
+            "10.0.0.1 (rxe0) and 10.0.1.1 (rxe1) are both at 52:54:00:00:01:01",
+        );
 
         run("tc", &["qdisc", "add", "dev", "eth1", "root", "netem", "loss", "100%"]);
         let (half, one) = (ping(""), doctor_line(&format!("{name} --name 10.0.0.2 --nics rxe1")));

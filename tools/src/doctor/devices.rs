@@ -31,17 +31,20 @@ pub struct Asked<'a> {
 }
 
 /// What is there.
+#[derive(Default)]
 pub struct Found {
     /// The findings.
     pub findings: Vec<Finding>,
     /// Names of the devices that can be used.
     pub usable: Vec<String>,
+    /// Those with the network interface of their GID, where it has one.
+    pub interfaces: Vec<(String, String)>,
 }
 
 /// Every check of the devices. Takes a second, to see whether counters rise.
 pub fn all(asked: &Asked<'_>, sysfs: &Path) -> Found {
     const CHECK: &str = "RDMA devices";
-    let none = |finding| Found { findings: vec![finding], usable: Vec::new() };
+    let none = |finding| Found { findings: vec![finding], ..Found::default() };
     let devices = match list() {
         Ok(devices) => devices,
         Err(e) => return none(nothing(&e, asked)),
@@ -63,7 +66,7 @@ pub fn all(asked: &Asked<'_>, sysfs: &Path) -> Found {
     let wanted = Wanted { port: asked.resolved.ib_port.0, gid_index: asked.resolved.gid_index };
     let before: Vec<_> = used.iter().map(|device| counters(sysfs, &device.info.name, wanted.port)).collect();
     std::thread::sleep(WATCH);
-    let mut usable = Vec::new();
+    let (mut usable, mut interfaces) = (Vec::new(), Vec::new());
     let mut blocked = Vec::new();
     for (device, before) in used.iter().zip(before) {
         let name = device.info.name.as_str();
@@ -72,6 +75,8 @@ pub fn all(asked: &Asked<'_>, sysfs: &Path) -> Found {
         of_device.push(rising(&before, &counters(sysfs, name, wanted.port)));
         if nics::blockers(device, wanted).is_empty() {
             usable.push(name.to_owned());
+            let interface = port.and_then(|port| net_device(port, wanted));
+            interfaces.extend(interface.map(|interface| (name.to_owned(), interface)));
         } else {
             blocked.push(name);
         }
@@ -83,7 +88,7 @@ pub fn all(asked: &Asked<'_>, sysfs: &Path) -> Found {
             finding.verdict = finding.verdict.min(super::finding::Verdict::Warn);
         }
     }
-    Found { findings, usable }
+    Found { findings, usable, interfaces }
 }
 
 fn nothing(error: &ListError, asked: &Asked<'_>) -> Finding {
@@ -143,11 +148,7 @@ fn one(
         }
         Err(e) => found.push(Finding::told("GID", e)),
     }
-    let net = choice.ok().and_then(|choice| {
-        let entry = port.gids.iter().find(|entry| entry.index == choice.index)?;
-        entry.net_device.clone()
-    });
-    found.push(mtu(port, net.as_deref(), asked.resolved.mtu, sysfs));
+    found.push(mtu(port, net_device(port, wanted).as_deref(), asked.resolved.mtu, sysfs));
     if info.link_layer == LinkLayer::InfiniBand {
         found.push(if info.lid.0 == 0 {
             Finding::fail(
@@ -176,6 +177,12 @@ fn one(
         )
     });
     found
+}
+
+/// The network interface of the GID that would be used.
+fn net_device(port: &PortSummary, wanted: Wanted) -> Option<String> {
+    let choice = nics::choice(port, wanted).ok()?;
+    port.gids.iter().find(|entry| entry.index == choice.index)?.net_device.clone()
 }
 
 /// Cause before the first colon-and-blank behind which something to do stands; the whole text has both.

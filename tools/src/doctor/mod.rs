@@ -1,11 +1,12 @@
 //! `moonrail doctor`: everything that can be wrong with a node before it is started, and with its way to a peer.
 //!
 //! Checks run in the order in which things depend on each other, so the first failure is the cause and what stands below
-//! it may only follow from it. [`system`], [`own`], [`store`], [`devices`], [`peer`] look, [`published`] at what a peer says of
+//! it may only follow from it. [`system`], [`own`], [`store`], [`devices`], [`peer`] look, [`neighbours`] at who answers ARP, [`published`] at what a peer says of
 //! itself; [`finding`] is what they say.
 
 pub mod devices;
 pub mod finding;
+pub mod neighbours;
 pub mod own;
 pub mod peer;
 pub mod published;
@@ -71,7 +72,7 @@ fn look(args: &DoctorArgs, resolved: &Resolved) -> Result<Vec<Group>> {
         let metadata = scope.spawn(|| store::all(resolved, &env));
         let devices = if only_others {
             let why = format!("not used: --fabrics leaves {} out", Fabric::Rdma);
-            devices::Found { findings: vec![Finding::skip("RDMA devices", why)], usable: Vec::new() }
+            devices::Found { findings: vec![Finding::skip("RDMA devices", why)], ..devices::Found::default() }
         } else {
             let asked = devices::Asked { resolved, names: &names, required: wants(Fabric::Rdma), bytes: args.size };
             devices::all(&asked, sys)
@@ -82,6 +83,7 @@ fn look(args: &DoctorArgs, resolved: &Resolved) -> Result<Vec<Group>> {
         (devices, metadata)
     });
     let mut rdma = devices.findings;
+    rdma.extend(neighbours::strict(&devices.interfaces, proc));
     rdma.push(system::kernel_log(proc, &devices.usable));
     let mut groups = vec![
         Group {

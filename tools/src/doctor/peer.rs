@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use moonrail_control::metadata::{
 use moonrail_control::names::HostPort;
 
 use super::finding::{Finding, Verdict};
+use super::neighbours;
 use super::own;
 use super::published::{self, Here, Place};
 
@@ -23,6 +25,8 @@ const LOOK: Duration = Duration::from_secs(2);
 /// For every rail to come up or to say what is wrong: four attempts to send over a rail that carries nothing, and a neighbour
 /// that has to be resolved.
 pub const RAILS: Duration = Duration::from_secs(8);
+/// For the visitor to end: nothing that it moved matters, and what still tries to connect is not waited for.
+const END: Duration = Duration::from_secs(1);
 /// UDP port of RoCE v2 (IBA annex 17).
 const ROCE: u16 = 4791;
 
@@ -53,7 +57,7 @@ pub fn all(peer: &str, resolved: &Resolved, builder: EngineBuilder) -> Vec<Findi
         }
     };
     found.extend(with(&engine, peer, &place, &here, &log));
-    engine.shutdown(crate::node::SHUTDOWN_WITHIN);
+    engine.shutdown(END);
     found
 }
 
@@ -217,6 +221,9 @@ fn with(engine: &Engine, peer: &str, place: &Place, here: &Here, log: &Mutex<Vec
         ways.iter().any(|way| way.fabric.is_some()) && (rails.is_empty() || rails.iter().any(|rail| rail.usable));
     found.extend(published::data_port(&descriptor, &place.meta).map(|finding| softened(finding, reached)));
     found.extend(routes(engine, &segment));
+    let addresses: Vec<(String, IpAddr)> =
+        segment.nic_gids().into_iter().map(|(nic, gid)| (nic, canonical(gid))).collect();
+    found.extend(neighbours::confused(&addresses, Path::new("/proc")).into_iter().map(|f| softened(f, reached)));
     let log = log.lock().unwrap_or_else(PoisonError::into_inner);
     let rails: Vec<(RailInfo, String)> = rails
         .into_iter()

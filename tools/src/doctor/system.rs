@@ -165,13 +165,14 @@ pub fn kernel_log(proc: &Path, devices: &[String]) -> Finding {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::finding::Verdict::{Fail, Pass, Skip, Warn};
     use super::*;
 
-    struct Roots(std::path::PathBuf);
+    /// Files in a folder of their own, until dropped.
+    pub(in super::super) struct Roots(pub(in super::super) std::path::PathBuf);
     impl Roots {
-        fn new(files: &[(&str, &str)]) -> Self {
+        pub(in super::super) fn new(files: &[(&str, &str)]) -> Self {
             static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
             let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             let root = std::env::temp_dir().join(format!("moonrail-doctor-{}-{next}", std::process::id()));
