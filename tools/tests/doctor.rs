@@ -6,7 +6,7 @@ mod doctor_support;
 mod etcd;
 mod host_support;
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::process::Command;
 use std::time::Instant;
@@ -130,6 +130,30 @@ fn a_peer_without_a_store() {
         "peer's segment",
         &at.to_string(),
     );
+}
+
+/// Answers every request with the status for its method, as web servers do that are something else.
+fn web_server(put: &'static str, get: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = [0; 4096];
+            let read = stream.read(&mut request).unwrap_or(0);
+            let status = if request[..read].starts_with(b"PUT") { put } else { get };
+            let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }
+    });
+    format!("http://{at}/metadata")
+}
+
+#[test]
+fn a_web_server_that_is_no_metadata_server() {
+    let (nothing, everything) = (web_server("404 Not Found", "404 Not Found"), web_server("200 OK", "404 Not Found"));
+    let look =
+        |uri: &str| Look::of(&format!("--metadata {uri} --name 127.0.0.1"), &[("MC_TCP_BIND_ADDRESS", "127.0.0.1")]);
+    look(&nothing).fails("a web server that has nothing", "metadata server", "404");
+    look(&everything).fails("a web server that takes everything", "metadata server", "does not know it a moment later");
 }
 
 #[test]

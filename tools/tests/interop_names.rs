@@ -152,3 +152,18 @@ fn a_matrix_of_nics_that_are_not_there_is_refused_by_both_kinds() {
         }
     }
 }
+
+/// What it asks a web server, Mooncake's own answers.
+#[test]
+fn the_doctor_knows_the_stock_http_server() {
+    let store = Store::http();
+    let mut command = std::process::Command::new(host_support::process::moonrail());
+    command.args(["doctor", "--json", "--metadata", store.uri(), "--name", "127.0.0.1"]).envs(LOOPBACK.iter().copied());
+    let ended = host_support::process::Process::start("doctor", command).wait(host_support::RUN);
+    let report: serde_json::Value = serde_json::from_str(&ended.stdout).expect("JSON");
+    let of =
+        |check: &str| report["checks"].as_array().and_then(|all| all.iter().find(|c| c["check"] == check).cloned());
+    let server = of("metadata server").expect("the check");
+    assert_eq!(server["verdict"], "PASS", "{server:#}");
+    assert!(server["evidence"].as_str().is_some_and(|text| text.starts_with("keeps a key")), "{server:#}");
+}

@@ -5,7 +5,8 @@ use std::net::{IpAddr, TcpStream};
 use std::time::{Duration, Instant, SystemTime};
 
 use moonrail::config::Resolved;
-use moonrail_control::metadata::{Catalogue, KeySpace, MetadataUri, RpcMeta, StoreOptions, StoreUri};
+use moonrail_control::metadata::http::HttpStore;
+use moonrail_control::metadata::{Catalogue, KeySpace, MetadataUri, RpcMeta, StoreError, StoreOptions, StoreUri};
 use moonrail_control::names::{HostPort, host_addresses};
 
 use super::finding::Finding;
@@ -80,12 +81,46 @@ fn endpoint(place: &Place) -> Finding {
     const CHECK: &str = "metadata server";
     let options = StoreOptions { deadline: PATIENCE, ..StoreOptions::default() };
     let began = Instant::now();
-    let asked = Catalogue::open(&place.uri, &options).and_then(|store| store.get("mooncake/moonrail-doctor"));
+    let asked = match &place.uri {
+        StoreUri::Http(base) => return kept(base, &options, began).about(&place.given),
+        uri => Catalogue::open(uri, &options).and_then(|store| store.get("mooncake/moonrail-doctor")),
+    };
     let finding = match asked {
         Ok(_) => Finding::pass(CHECK, format!("answers in {:.1} ms", began.elapsed().as_secs_f64() * 1e3)),
         Err(e) => Finding::told(CHECK, &e),
     };
     finding.about(&place.given)
+}
+
+/// Any web server says 404 of a key that nobody has. One that keeps keys gives back what was put, and loses what is deleted.
+fn kept(base: &str, options: &StoreOptions, began: Instant) -> Finding {
+    const CHECK: &str = "metadata server";
+    const NEXT: &str =
+        "the URL of a Mooncake HTTP metadata server ends in /metadata: python -m mooncake.http_metadata_server";
+    let key = format!("mooncake/moonrail-doctor-{}", std::process::id());
+    let value = br#"{"moonrail":"doctor"}"#;
+    let round = HttpStore::new(base, options).and_then(|store| {
+        store.put(&key, value)?;
+        let read = store.get(&key);
+        let deleted = store.delete(&key)?;
+        Ok((read?, deleted))
+    });
+    match round {
+        Ok((Some(read), true))
+            if serde_json::from_slice::<serde_json::Value>(&read).is_ok_and(|v| v["moonrail"] == "doctor") =>
+        {
+            Finding::pass(
+                CHECK,
+                format!("keeps a key, {:.1} ms for three requests", began.elapsed().as_secs_f64() * 1e3),
+            )
+        }
+        Ok((read, _)) => {
+            let got = if read.is_some() { "gives something else back" } else { "does not know it a moment later" };
+            Finding::fail(CHECK, format!("takes a key, and {got}: it is some other web server"), NEXT)
+        }
+        Err(e @ StoreError::HttpStatus { .. }) => Finding::fail(CHECK, e.to_string(), NEXT),
+        Err(e) => Finding::told(CHECK, &e),
+    }
 }
 
 /// A store on loopback is for one host.
