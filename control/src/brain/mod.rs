@@ -6,6 +6,7 @@
 //!            calls    what callers ask, what they wait for
 //!            own      our own address and segment in the store
 //!            peer     who is who, what they published, where they answer
+//!            restart  which of a peer's processes speaks
 //!            server   requests of peers
 //!            fabric   what carries the bytes to a peer, and rails that are dialled
 //!            shake    a rail from nothing to connected, as initiator and as responder
@@ -33,6 +34,7 @@ mod nics;
 mod own;
 mod peer;
 mod rail;
+mod restart;
 mod server;
 mod shake;
 

@@ -1,31 +1,26 @@
 //! Peers: who they are, what they published, where they answer.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use moonrail_datapath::slice::Extent;
 use moonrail_datapath::transfer::{Peer, RemoteBuffer, RemoteBuffers, Route};
-use moonrail_datapath::units::{Gid, Lid, Nanos, PeerId, PeerNicId, Qpn, Rkey};
+use moonrail_datapath::units::{Gid, Lid, Nanos, PeerId, PeerNicId, Rkey};
 
 use super::event::{Action, Answer, Call, CallId, StoreOp, Token};
 use super::fabric::{Failed, PeerRoute};
+use super::restart::Lives;
 use super::{Brain, Kind, Pending};
 use crate::config::LogLevel;
 use crate::error::{ControlError, DialError, NotifyError, OpenError};
 use crate::fabric::FabricPolicy;
-use crate::handle::{Charge, RemoteSegment};
-use crate::handshake;
+use crate::handle::RemoteSegment;
 use crate::metadata::keys::segment_name;
 use crate::metadata::{Protocol, RpcMeta, SegmentDescriptor, StoreError, peer as p2p};
-use crate::wire::{Frame, GidText, Hello, Incarnation, MessageType};
+use crate::wire::{Frame, GidText, MessageType};
 
 /// Peers of one engine at the most. Names of strangers count, so it is bounded.
 pub const MAX_PEERS: usize = 16_384;
-/// Earlier lives of a peer that are remembered, so that a late message of one is known as such.
-const PAST_LIVES: usize = 8;
-/// Who answers at a peer's address is asked at most this often.
-const WHO_EVERY: Nanos = Nanos::from_secs(1);
-/// How often a descriptor of such a life is read before it is believed to be all there is.
+/// How often a descriptor of a past life is read before it is believed to be all there is.
 const PAST_READS: u32 = 3;
 
 /// A peer.
@@ -46,13 +41,8 @@ pub(super) struct PeerState {
     locating: Option<Token>,
     /// What waits for the address.
     to_dial: Vec<(Token, Frame)>,
-    pub(super) incarnation: Option<Incarnation>,
-    /// What was asked under a token up to this one was asked before we knew of that life.
-    renewed: u64,
-    /// When we last asked who answers at its address.
-    who_asked: Option<Nanos>,
-    past: VecDeque<Incarnation>,
-    /// Descriptors of such a life that were read in a row.
+    pub(super) lives: Lives,
+    /// Descriptors of a past life that were read in a row.
     past_reads: u32,
     /// Places in the brain's list of rails.
     pub(super) rails: Vec<usize>,
@@ -81,28 +71,6 @@ impl PeerState {
     pub(super) fn nic_name(&self, nic: PeerNicId) -> &str {
         let dialled = nic.fabric().as_str();
         self.nics.get(usize::from(nic.0)).map_or(dialled, String::as_str)
-    }
-
-    /// Whether it is known that this life is over.
-    pub(super) fn is_past(&self, life: Incarnation) -> bool {
-        self.past.contains(&life)
-    }
-
-    /// What it knows of the order of the peer's lives: whether what was asked under this token came after all that was heard.
-    #[cfg(test)]
-    pub(super) fn is_asked_since(&self, token: Token) -> bool {
-        token.0 > self.renewed
-    }
-
-    #[cfg(test)]
-    pub(super) fn past_lives(&self) -> impl Iterator<Item = Incarnation> + '_ {
-        self.past.iter().copied()
-    }
-
-    /// Whether it asked just now who lives.
-    #[cfg(test)]
-    pub(super) fn has_asked(&self, now: Nanos) -> bool {
-        self.who_asked.is_some_and(|at| now.since(at) < WHO_EVERY)
     }
 
     /// Its handshake address, if that is known.
@@ -150,10 +118,7 @@ impl Brain {
             address: None,
             locating: None,
             to_dial: Vec::new(),
-            incarnation: None,
-            renewed: 0,
-            who_asked: None,
-            past: VecDeque::new(),
+            lives: Lives::default(),
             past_reads: 0,
             rails: Vec::new(),
             routes: vec![PeerRoute::new(self.config.fabrics)],
@@ -268,7 +233,7 @@ impl Brain {
     fn found(&mut self, peer: PeerId, found: Result<SegmentDescriptor, OpenError>) {
         let state = self.peer_mut(peer);
         let asked = state.fetching.take();
-        let (known, renewed) = (state.incarnation, state.renewed);
+        let (known, renewed) = (state.lives.present, state.lives.renewed);
         if std::mem::take(&mut state.fetch_again) {
             return self.fetch(peer);
         }
@@ -322,11 +287,11 @@ impl Brain {
 
     /// Whether a descriptor is of a life of the peer that is known to be over: its keys open nothing, or something else.
     fn is_of_past_life(&self, peer: PeerId, descriptor: &SegmentDescriptor) -> bool {
-        descriptor.extra.incarnation.is_some_and(|incarnation| self.peer(peer).is_past(incarnation))
+        descriptor.extra.incarnation.is_some_and(|incarnation| self.peer(peer).lives.is_past(incarnation))
     }
 
     fn is_of_another_life(&self, peer: PeerId, descriptor: &SegmentDescriptor) -> bool {
-        let (known, said) = (self.peer(peer).incarnation, descriptor.extra.incarnation);
+        let (known, said) = (self.peer(peer).lives.present, descriptor.extra.incarnation);
         known.is_some() && said.is_some() && known != said
     }
 
@@ -380,114 +345,6 @@ impl Brain {
         let segment = self.peer(peer).segment.as_ref()?;
         let entry = segment.descriptor.devices.iter().find(|d| d.name == device)?;
         Some((entry.gid.gid()?, entry.lid))
-    }
-
-    /// A moonrail peer said which life it is in. Returns whether that life may be listened to: not an earlier one.
-    ///
-    /// Nothing orders two lives but what we heard of them, and messages and descriptors may be late: even the first word of a
-    /// process may come after its successor's. Only a reply is proof: what answers a question lives after it was asked
-    /// (`asked`, its token), and two processes of one name do not live at a time. So a mere word ends our use of the life
-    /// before, but does not prove that end; a reply to what was asked since we last heard of another life does, and ends the
-    /// present life even for one that we had taken for an earlier one.
-    pub(super) fn note_life(
-        &mut self,
-        peer: PeerId,
-        incarnation: Incarnation,
-        boot_id: Option<&str>,
-        gid: Option<Gid>,
-        asked: Option<Token>,
-    ) -> bool {
-        let state = self.peer_mut(peer);
-        let asked_since = asked.is_some_and(|token| state.incarnation.is_none() || token.0 > state.renewed);
-        if state.incarnation != Some(incarnation) {
-            match asked {
-                Some(_) if !asked_since => return false,
-                Some(_) => state.past.retain(|life| *life != incarnation),
-                None if state.is_past(incarnation) => return false,
-                None => {}
-            }
-            let is_first = state.incarnation.is_none();
-            self.begin_life(peer, incarnation);
-            if asked.is_none() && !is_first {
-                self.ask_who_lives(peer);
-            }
-        }
-        if asked_since {
-            self.outlived(peer, incarnation, boot_id, gid);
-        }
-        true
-    }
-
-    /// What the life before had is not used any more.
-    fn begin_life(&mut self, peer: PeerId, incarnation: Incarnation) {
-        let tokens = self.tokens;
-        let state = self.peer_mut(peer);
-        state.renewed = tokens;
-        let Some(before) = state.incarnation.replace(incarnation) else { return };
-        if state.past.len() == PAST_LIVES {
-            state.past.pop_front();
-        }
-        state.past.push_back(before);
-        state.stale = true;
-        // The new process may listen elsewhere. Peer-to-peer, the name says where.
-        state.address = None;
-        for route in &mut state.routes {
-            route.renew();
-        }
-        for rail in state.rails.clone() {
-            if self.rails[rail].theirs().is_some_and(|theirs| theirs.incarnation == Some(before)) {
-                self.lose_to(rail, "the peer was restarted", Charge::Peer);
-            }
-        }
-    }
-
-    /// This life of the peer is proven to come after all others that we have heard of: on its own host they are over.
-    fn outlived(&mut self, peer: PeerId, by: Incarnation, boot_id: Option<&str>, gid: Option<Gid>) {
-        for rail in self.peer(peer).rails.clone() {
-            for life in &mut self.rails[rail].old {
-                let same_host = (boot_id.is_some() && life.boot_id.as_deref() == boot_id) || gid == Some(life.peer_gid);
-                life.proof |= same_host && life.incarnation.is_some_and(|incarnation| incarnation != by);
-            }
-            self.bury(rail);
-        }
-    }
-
-    /// Two lives of a peer speak to us, or one that counts as over does. Either one was long on its way; or it lives, and what we
-    /// took for newer was older. Whoever answers at the peer's address tells.
-    pub(super) fn ask_who_lives(&mut self, peer: PeerId) {
-        let now = self.now;
-        let rails = &self.peer(peer).rails;
-        // Any will do: a hello is about one.
-        let Some(rail) = rails.iter().copied().find(|rail| !self.rails[*rail].fabric.is_dialled()) else { return };
-        let asked = &mut self.peer_mut(peer).who_asked;
-        if asked.is_some_and(|at| now.since(at) < WHO_EVERY) {
-            return;
-        }
-        *asked = Some(now);
-        let (nic, path) = (self.own_nic(self.rails[rail].nic), self.rails[rail].peer_path.clone());
-        let mut hello = handshake::hello(&nic, &path, None, &self.own_extra(), false);
-        // Nobody's number: the answer says who gives it.
-        hello.extra.fence_qpns = vec![Qpn::default()];
-        let token = self.token(Pending::Who(peer));
-        self.dial(peer, token, Frame::typed(MessageType::Connection, hello.encode()));
-    }
-
-    pub(super) fn who_replied(&mut self, peer: PeerId, token: Token, result: Result<Frame, NoReply>) {
-        let Ok(frame) = result else {
-            self.peer_mut(peer).who_asked = None;
-            return self.forget_address(peer);
-        };
-        if let Ok(reply) = Hello::parse(&frame.body) {
-            self.note_replier(peer, token, &reply);
-        }
-    }
-
-    /// The life that this reply says it is of answered what was asked under this token.
-    pub(super) fn note_replier(&mut self, peer: PeerId, token: Token, reply: &Hello) {
-        let node = &reply.extra.node;
-        if let Some(incarnation) = node.incarnation {
-            self.note_life(peer, incarnation, node.boot_id.as_deref(), None, Some(token));
-        }
     }
 
     // ---- where it answers ----

@@ -286,7 +286,7 @@ impl Brain {
             (End::Connecting { ours, theirs, mtu, then }, Outcome::Connected(Ok(halves))) => {
                 let acks = theirs.acks;
                 let peer = self.peer(self.rails[rail].peer);
-                let is_over = theirs.incarnation.is_some_and(|life| peer.is_past(life));
+                let is_over = theirs.incarnation.is_some_and(|life| peer.lives.is_past(life));
                 self.rails[rail].end = End::Half { ours: ours.clone(), theirs, mtu, halves, since: self.now };
                 match then {
                     // Its process ended while the device was at work.

@@ -91,7 +91,7 @@ impl Pair {
                 At::Lost => (3, None),
             };
             key.put([from as u64, stage, u64::from(exchange.waits), order]);
-            let since = |node: &Node| node.brain.peers.iter().any(|peer| peer.is_asked_since(exchange.token));
+            let since = |node: &Node| node.brain.peers.iter().any(|peer| peer.lives.is_asked_since(exchange.token));
             key.flag(exchange.waits && since(&self.nodes[from]));
             key.hello(from, &exchange.hello);
             if let Some(reply) = reply {
@@ -133,10 +133,10 @@ impl Pair {
         let (now, far) = (self.now, 1 - node);
         key.put([brain.nics[0].is_up().into(), brain.rails.len() as u64]);
         for peer in &brain.peers {
-            key.put([peer.incarnation.map_or(0, |life| life.0), u64::from(peer.unreachable), u64::from(peer.stale)]);
+            key.put([peer.lives.present.map_or(0, |life| life.0), u64::from(peer.unreachable), u64::from(peer.stale)]);
             key.put([u64::from(peer.segment.is_some()), u64::from(peer.address().is_some())]);
-            key.flag(peer.has_asked(now));
-            key.put(peer.past_lives().map(|life| life.0).chain([u64::MAX]));
+            key.flag(peer.lives.has_asked(now));
+            key.put(peer.lives.past_lives().map(|life| life.0).chain([u64::MAX]));
         }
         for rail in &brain.rails {
             match &rail.end {
@@ -211,7 +211,7 @@ impl Pair {
                 }
                 // What a job has is judged when the job ends.
                 let life = rail.theirs().filter(|_| !rail.is_busy()).and_then(|theirs| theirs.incarnation);
-                let over = life.is_some_and(|life| state.brain.peers.iter().any(|peer| peer.is_past(life)));
+                let over = life.is_some_and(|life| state.brain.peers.iter().any(|peer| peer.lives.is_past(life)));
                 if over {
                     return Err(format!("node {node} is connected to a process that it knows to be over"));
                 }

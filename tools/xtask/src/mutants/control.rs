@@ -17,6 +17,7 @@ const LIFE: &str = "control/src/brain/life.rs";
 const NICS: &str = "control/src/brain/nics.rs";
 const OWN: &str = "control/src/brain/own.rs";
 const PEER: &str = "control/src/brain/peer.rs";
+const RESTART: &str = "control/src/brain/restart.rs";
 const RAIL: &str = "control/src/brain/rail.rs";
 const SERVER: &str = "control/src/brain/server.rs";
 const SHAKE: &str = "control/src/brain/shake.rs";
@@ -191,7 +192,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         name: "restart-elsewhere-is-proof",
         without: "another incarnation proves the fence only on the same host",
         edits: &[Edit {
-            file: PEER,
+            file: RESTART,
             from: "life.proof |= same_host && life",
             to: "life.proof |= (same_host || true) && life",
         }],
@@ -200,7 +201,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a-word-is-proof",
         without: "only a life that answers is proven to come after another",
-        edits: &[Edit { file: PEER, from: "if asked_since {", to: "if asked_since || asked.is_none() {" }],
+        edits: &[Edit { file: RESTART, from: "if asked_since {", to: "if asked_since || asked.is_none() {" }],
         catcher: UNIT.test("brain::explored::two_ends_come_together_after_a_restart_in_the_middle"),
     },
     Mutant {
@@ -224,7 +225,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         without: "another incarnation on the same host ends a quarantine",
         edits: &[
             Edit {
-                file: PEER,
+                file: RESTART,
                 from: "life.proof |= same_host && life",
                 to: "life.proof |= same_host && life.since == self.now && life",
             },
@@ -402,9 +403,9 @@ pub(super) const MUTANTS: &[Mutant] = &[
         name: "past-incarnations-are-heard",
         without: "what comes late from a former process of a peer is refused",
         edits: &[Edit {
-            file: PEER,
-            from: "None if state.is_past(incarnation) => return false,",
-            to: "None if state.is_past(incarnation) && state.past.is_empty() => return false,",
+            file: RESTART,
+            from: "None if lives.is_past(incarnation) => return false,",
+            to: "None if lives.is_past(incarnation) && lives.past.is_empty() => return false,",
         }],
         catcher: UNIT.test("brain::explored::two_ends_come_together_after_a_restart_in_the_middle"),
     },
