@@ -112,6 +112,20 @@ fn peer_affinity_binds_rails_that_the_peer_asked_for_too() {
     });
 }
 
+/// A node's own memory is reached through each NIC by itself, and NICs of one name may be all that is used: no affinity for peers
+/// takes these rails away.
+#[test]
+fn peer_affinity_leaves_the_rails_that_are_planned_without_it() {
+    let crossed = vec![("sim0".into(), vec!["sim1".into()]), ("sim1".into(), vec!["sim0".into()])];
+    for same_name_only in [false, true] {
+        let mut cluster = Cluster::new(1, 2, 2, 1, false);
+        cluster.rails = RailOptions { peer_affinity: crossed.clone(), same_name_only, ..RailOptions::default() };
+        cluster.restart(0);
+        exchange(&mut cluster, 0, 0, 1);
+        exchange(&mut cluster, 0, 1, 2);
+    }
+}
+
 #[test]
 fn both_ends_open_at_the_same_moment_and_share_one_connection_per_rail() {
     each_seed("both_ends", 50, 10, |seed| {

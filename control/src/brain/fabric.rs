@@ -11,11 +11,12 @@
 
 use std::sync::Arc;
 
+use moonrail_datapath::core::port::Command;
 use moonrail_datapath::nic::{AdminHalf, ConnectedQp, Fabric, QpCaps, Target, TcpVersion};
 use moonrail_datapath::transfer::{RemoteBuffers, Route};
 use moonrail_datapath::units::{Lid, NicId, PeerId, PeerNicId};
 
-use super::peer::is_connectable;
+use super::peer::connectable;
 use super::rail::End;
 use super::{Brain, Pending};
 use crate::config::LogLevel;
@@ -133,6 +134,14 @@ impl Brain {
             if state.fabric.is_dialled() && used & state.fabric.bit() == 0 {
                 self.retire(rail);
             }
+            // Which rails are for us depends on what the peer has, and it may have asked for them before we knew.
+            let claims = self.claims(rail);
+            if std::mem::replace(&mut self.rails[rail].claims, claims) != claims
+                && let End::Whole(life) = &self.rails[rail].end
+            {
+                let (core, key) = (self.rails[rail].core, life.key);
+                self.command(core, Command::Claim { key, claims });
+            }
         }
     }
 
@@ -189,16 +198,13 @@ impl Brain {
             }
             let offered = match fabric {
                 Fabric::Shm => self.shm_offer(descriptor).map(|_| "it runs on this host".to_owned()),
-                Fabric::Rdma => {
-                    let usable = |d: &&crate::metadata::DeviceEntry| is_connectable(&d.gid, d.lid);
-                    match descriptor.devices.iter().filter(usable).count() {
-                        0 => Err(format!(
-                            "the peer publishes no RDMA NIC (its protocol is {})",
-                            descriptor.protocol.as_str()
-                        )),
-                        count => Ok(format!("it has {count} RDMA NIC(s)")),
-                    }
-                }
+                Fabric::Rdma => match connectable(descriptor).len() {
+                    0 => Err(format!(
+                        "the peer publishes no RDMA NIC (its protocol is {})",
+                        descriptor.protocol.as_str()
+                    )),
+                    count => Ok(format!("it has {count} RDMA NIC(s)")),
+                },
                 Fabric::Tcp => tcp_port(descriptor)
                     .map(|port| format!("it serves TCP on port {port}"))
                     .ok_or_else(|| "the peer serves no TCP".to_owned()),

@@ -15,8 +15,8 @@ use crate::error::{ControlError, DialError, NotifyError, OpenError};
 use crate::fabric::FabricPolicy;
 use crate::handle::RemoteSegment;
 use crate::metadata::keys::segment_name;
-use crate::metadata::{Protocol, RpcMeta, SegmentDescriptor, StoreError, peer as p2p};
-use crate::wire::{Frame, GidText, MessageType};
+use crate::metadata::{DeviceEntry, Protocol, RpcMeta, SegmentDescriptor, StoreError, peer as p2p};
+use crate::wire::{Frame, MessageType};
 
 /// Peers of one engine at the most. Names of strangers count, so it is bounded.
 pub const MAX_PEERS: usize = 16_384;
@@ -579,7 +579,8 @@ fn offers_otherwise(before: &SegmentDescriptor, now: &SegmentDescriptor) -> bool
     offer(before) != offer(now)
 }
 
-/// Whether a published NIC can be connected to at all.
-pub(super) fn is_connectable(gid: &GidText, lid: Lid) -> bool {
-    gid.gid().is_some_and(|gid| !gid.is_zero()) || lid.0 != 0
+/// The published NICs that can be connected to at all, by name.
+pub(super) fn connectable(descriptor: &SegmentDescriptor) -> Vec<&str> {
+    let has_address = |d: &&DeviceEntry| d.gid.gid().is_some_and(|gid| !gid.is_zero()) || d.lid.0 != 0;
+    descriptor.devices.iter().filter(has_address).map(|d| d.name.as_str()).collect()
 }

@@ -14,7 +14,7 @@ use moonrail_datapath::core::port::{Command, RailKey, RailSpec};
 use moonrail_datapath::nic::{ConnectedQp, Fabric, QpCaps};
 use moonrail_datapath::units::{CoreId, Mtu, Nanos, NicId, PeerId, PeerNicId, Qpn, RailId, SqPsn};
 
-use super::peer::{NoReply, is_connectable};
+use super::peer::{NoReply, connectable};
 use super::rail::{End, Inbound, Leave, Life, Rail, Then};
 use super::{Brain, Pending, Timer};
 use crate::connect::{JobKind, Outcome, Unused};
@@ -46,40 +46,33 @@ impl Brain {
     /// The rails from one NIC to a peer's published ones: all pairs of a few, else those most alike and at least two for
     /// each NIC of ours.
     pub(super) fn plan_rdma(&mut self, peer: PeerId, nic: NicId, segment: &RemoteSegment) {
-        let devices: Vec<&str> = segment
-            .descriptor
-            .devices
-            .iter()
-            .filter(|d| is_connectable(&d.gid, d.lid))
-            .map(|d| d.name.as_str())
-            .collect();
+        let devices = connectable(&segment.descriptor);
         let own_segment = segment.name == self.config.name;
         for at in self.partners(usize::from(nic.0), &devices, own_segment) {
             self.new_rail(peer, nic, devices[at]);
         }
-        // Which rails are for us depends on what the peer has.
-        for rail in self.peer(peer).rails.clone() {
-            let claims = self.claims(rail);
-            if std::mem::replace(&mut self.rails[rail].claims, claims) != claims
-                && let End::Whole(life) = &self.rails[rail].end
-            {
-                let (core, key) = (self.rails[rail].core, life.key);
-                self.command(core, Command::Claim { key, claims });
-            }
-        }
     }
 
     /// Whether a rail carries what we ask for. One that our `peer_affinity` leaves out is there because the peer asked for it, and
-    /// is for the peer alone.
+    /// is for the peer alone. Until the peer's NICs are known, no rule binds.
     pub(super) fn claims(&self, rail: usize) -> bool {
-        let Rail { peer, nic, peer_path, fabric, .. } = &self.rails[rail];
-        let name = &self.nics[usize::from(nic.0)].name;
-        let rule = self.config.rails.peer_affinity.iter().find(|(local, _)| local == name);
-        let (Some((_, allowed)), Fabric::Rdma) = (rule, fabric) else { return true };
-        // As in `partners`: a rule for NICs that the peer has not binds nothing.
-        let published = self.peer(*peer).segment.as_ref().map(|segment| &segment.descriptor.devices);
-        let binds = published.is_some_and(|devices| devices.iter().any(|d| allowed.contains(&d.name)));
-        !binds || allowed.iter().any(|device| peer_path.rsplit('@').next() == Some(device.as_str()))
+        let Rail { peer, nic, peer_nic, .. } = &self.rails[rail];
+        let (nic, peer) = (usize::from(nic.0), self.peer(*peer));
+        let Some(segment) = peer.segment.as_ref().filter(|_| self.nics[nic].fabric == Fabric::Rdma) else {
+            return true;
+        };
+        let devices = connectable(&segment.descriptor);
+        let planned = || self.partners(nic, &devices, segment.name == self.config.name);
+        self.affinity(nic, &devices).is_none() || planned().iter().any(|at| devices[*at] == peer.nic_name(*peer_nic))
+    }
+
+    /// The peer's devices that `peer_affinity` binds one of our NICs to. `None`: no rule, or one for devices that the peer has not,
+    /// which binds nothing.
+    fn affinity(&self, nic: usize, devices: &[&str]) -> Option<Vec<usize>> {
+        let name = &self.nics[nic].name;
+        let (_, allowed) = self.config.rails.peer_affinity.iter().find(|(local, _)| local == name)?;
+        let bound: Vec<usize> = (0..devices.len()).filter(|d| allowed.iter().any(|a| a == devices[*d])).collect();
+        (!bound.is_empty()).then_some(bound)
     }
 
     fn partners(&self, nic: usize, devices: &[&str], own_segment: bool) -> Vec<usize> {
@@ -89,15 +82,11 @@ impl Brain {
             // A NIC reaches itself; whether it reaches its neighbour in the same machine depends on the network.
             return same.into_iter().collect();
         }
-        let options = &self.config.rails;
-        if let (true, Some(same)) = (options.same_name_only, same) {
+        if let (true, Some(same)) = (self.config.rails.same_name_only, same) {
             return vec![same];
         }
-        if let Some((_, allowed)) = options.peer_affinity.iter().find(|(local, _)| local == name) {
-            let of_peer: Vec<usize> = (0..devices.len()).filter(|d| allowed.iter().any(|a| a == devices[*d])).collect();
-            if !of_peer.is_empty() {
-                return of_peer;
-            }
+        if let Some(bound) = self.affinity(nic, devices) {
+            return bound;
         }
         let ours = self.nics.iter().filter(|nic| nic.fabric == Fabric::Rdma).count();
         if ours <= FULL_MESH && devices.len() <= FULL_MESH {

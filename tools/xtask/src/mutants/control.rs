@@ -27,7 +27,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "affinity-forgets-the-peers-rails",
         without: "a rail that our affinity leaves out carries nothing of ours, though the peer asked for it",
-        edits: &[Edit { file: SHAKE, from: "!binds || allowed.iter()", to: "!binds || true || allowed.iter()" }],
+        edits: &[Edit { file: SHAKE, from: "self.affinity(nic, &devices).is_none() ||", to: "true ||" }],
         catcher: SIMULATION.test("peer_affinity_binds_rails_that_the_peer_asked_for_too"),
     },
     Mutant {
