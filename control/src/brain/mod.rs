@@ -9,6 +9,7 @@
 //!            restart  which of a peer's processes speaks
 //!            server   requests of peers
 //!            fabric   what carries the bytes to a peer, and rails that are dialled
+//!            plan     which rails there are
 //!            shake    a rail from nothing to connected, as initiator and as responder
 //!            life     a rail from connected to buried: first error, drain
 //!            incident what people are told of it
@@ -33,6 +34,7 @@ mod life;
 mod nics;
 mod own;
 mod peer;
+mod plan;
 mod rail;
 mod restart;
 mod server;

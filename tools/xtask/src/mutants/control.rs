@@ -17,6 +17,7 @@ const LIFE: &str = "control/src/brain/life.rs";
 const NICS: &str = "control/src/brain/nics.rs";
 const OWN: &str = "control/src/brain/own.rs";
 const PEER: &str = "control/src/brain/peer.rs";
+const PLAN: &str = "control/src/brain/plan.rs";
 const RESTART: &str = "control/src/brain/restart.rs";
 const RAIL: &str = "control/src/brain/rail.rs";
 const SERVER: &str = "control/src/brain/server.rs";
@@ -27,7 +28,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "affinity-forgets-the-peers-rails",
         without: "a rail that our affinity leaves out carries nothing of ours, though the peer asked for it",
-        edits: &[Edit { file: SHAKE, from: "self.affinity(nic, &devices).is_none() ||", to: "true ||" }],
+        edits: &[Edit { file: PLAN, from: "self.affinity(nic, &devices).is_none() ||", to: "true ||" }],
         catcher: SIMULATION.test("peer_affinity_binds_rails_that_the_peer_asked_for_too"),
     },
     Mutant {
