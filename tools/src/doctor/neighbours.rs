@@ -2,7 +2,7 @@
 //! host's addresses (ip-sysctl, `arp_ignore` and `arp_announce`), so that of two NICs in one network the wrong one may be found:
 //! TCP does not mind, and a rail connects and carries nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
@@ -82,8 +82,9 @@ fn effective(proc: &Path, interface: &str, name: &str) -> Option<u32> {
     Some(read(interface)?.max(read("all")?))
 }
 
-/// Interface and network of each that is directly reached, from /proc/net/route (proc_net(5): words in host order of the bytes).
-fn networks(text: &str) -> Vec<(String, String)> {
+/// Interface and network of each that is directly reached, by however many routes, from /proc/net/route (proc_net(5): words in host
+/// order of the bytes).
+fn networks(text: &str) -> BTreeSet<(String, String)> {
     let of_line = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
         let word = |at: usize| u32::from_str_radix(words.get(at)?, 16).ok();
@@ -117,7 +118,8 @@ mod tests {
          eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
          eth0\t0000000A\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n\
          eth1\t0000000A\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n\
-         eth2\t0000A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
+         eth2\t0000A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
+         eth2\t0000A8C0\t00000000\t0001\t0\t0\t100\t00FFFFFF\t0\t0\t0\n";
 
     fn nics(names: &[(&str, &str)]) -> Vec<(String, String)> {
         names.iter().map(|(device, interface)| ((*device).to_owned(), (*interface).to_owned())).collect()
@@ -145,6 +147,7 @@ mod tests {
         assert_eq!(strict(&both, &conf("2", "0").0).unwrap().verdict, Verdict::Pass, "all counts for each");
         assert_eq!(strict(&both, &conf("0", "2").0).unwrap().verdict, Verdict::Warn, "one of them alone does not");
         assert_eq!(strict(&nics(&[("rxe0", "eth0"), ("rxe2", "eth2")]), &conf("0", "0").0), None, "two networks");
+        assert_eq!(strict(&nics(&[("rxe2", "eth2")]), &conf("0", "0").0), None, "two routes of one NIC");
         assert_eq!(strict(&both, Path::new("/none")), None);
     }
 
