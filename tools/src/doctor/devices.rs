@@ -258,6 +258,7 @@ fn rising(before: &Counters, after: &Counters) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::super::finding::Verdict;
+    use super::super::roots::Roots;
     use super::*;
     use moonrail_datapath::nic::PortInfo;
     use moonrail_datapath::units::{Lid, PortNum};
@@ -279,19 +280,14 @@ mod tests {
 
     #[test]
     fn a_path_mtu_that_does_not_fit_is_found() {
-        let root = std::env::temp_dir().join(format!("moonrail-doctor-net-{}", std::process::id()));
-        let set = |bytes: &str| {
-            std::fs::create_dir_all(root.join("class/net/eth0")).unwrap();
-            std::fs::write(root.join("class/net/eth0/mtu"), bytes).unwrap();
-        };
-        set("1500\n");
-        let found = mtu(&port(Mtu::B4096), Some("eth0"), Mtu::B4096, &root);
+        let roots = Roots::new(&[("class/net/eth0/mtu", "1500\n")]);
+        let root = &roots.0;
+        let found = mtu(&port(Mtu::B4096), Some("eth0"), Mtu::B4096, root);
         assert!(found.verdict == Verdict::Fail && found.next.unwrap().contains("MC_MTU=1024"), "{}", found.evidence);
-        assert_eq!(mtu(&port(Mtu::B1024), Some("eth0"), Mtu::B4096, &root).verdict, Verdict::Pass);
-        set("4200\n");
-        assert_eq!(mtu(&port(Mtu::B4096), Some("eth0"), Mtu::B4096, &root).verdict, Verdict::Pass);
-        assert!(mtu(&port(Mtu::B4096), None, Mtu::B1024, &root).evidence.contains("cuts it to 1024"));
-        std::fs::remove_dir_all(&root).unwrap();
+        assert_eq!(mtu(&port(Mtu::B1024), Some("eth0"), Mtu::B4096, root).verdict, Verdict::Pass);
+        roots.set("class/net/eth0/mtu", "4200\n");
+        assert_eq!(mtu(&port(Mtu::B4096), Some("eth0"), Mtu::B4096, root).verdict, Verdict::Pass);
+        assert!(mtu(&port(Mtu::B4096), None, Mtu::B1024, root).evidence.contains("cuts it to 1024"));
     }
 
     #[test]

@@ -10,6 +10,8 @@ pub mod neighbours;
 pub mod own;
 pub mod peer;
 pub mod published;
+#[cfg(test)]
+mod roots;
 pub mod store;
 pub mod system;
 

@@ -110,7 +110,7 @@ fn neighbours(text: &str) -> Vec<(Ipv4Addr, String)> {
 #[cfg(test)]
 mod tests {
     use super::super::finding::Verdict;
-    use super::super::system::tests::Roots;
+    use super::super::roots::Roots;
     use super::*;
 
     // As Linux 6.1 on x86 writes them, of a lab node.

@@ -165,30 +165,10 @@ pub fn kernel_log(proc: &Path, devices: &[String]) -> Finding {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::super::finding::Verdict::{Fail, Pass, Skip, Warn};
+    use super::super::roots::Roots;
     use super::*;
-
-    /// Files in a folder of their own, until dropped.
-    pub(in super::super) struct Roots(pub(in super::super) std::path::PathBuf);
-    impl Roots {
-        pub(in super::super) fn new(files: &[(&str, &str)]) -> Self {
-            static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-            let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let root = std::env::temp_dir().join(format!("moonrail-doctor-{}-{next}", std::process::id()));
-            for (name, text) in files {
-                let path = root.join(name);
-                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-                std::fs::write(path, text).unwrap();
-            }
-            Self(root)
-        }
-    }
-    impl Drop for Roots {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
 
     #[test]
     fn locked_memory_counts_every_nic() {
