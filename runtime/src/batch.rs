@@ -22,8 +22,9 @@ use crate::segment::Segment;
 /// With less, both sleep in turns: the waiter is woken after the core has fallen asleep, and each batch pays both wake-ups
 /// (benches/results: 81 us instead of 14 for 128 x 4 KiB).
 const SPIN: Duration = Duration::from_micros(300);
-/// For so long it keeps its processor; after that it looks between other threads.
-const HARD: Duration = Duration::from_micros(30);
+/// For so long it keeps its processor; after that it looks between other threads, one of which may be the core that it
+/// waits for (see the core's `PollMode::Adaptive`).
+const HARD: Duration = Duration::from_micros(5);
 /// How long after the batch's own deadline an `.await` goes on: the cores look once a millisecond, and drain.
 const GRACE: Duration = Duration::from_secs(1);
 /// How long after its deadline our own end of a batch may take: its queue pairs fall silent, or fail, and are drained or
