@@ -8,18 +8,20 @@ mod handoff;
 mod host;
 mod instructions;
 mod null;
+mod peers;
 mod record;
 mod rig;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: moonrail-benches handoff|host|instructions [--quick] [--out FOLDER]
+const USAGE: &str = "usage: moonrail-benches handoff|host|instructions|peers [--quick] [--out FOLDER]
 
   handoff   submit -> core -> completion over a NIC that completes at once: what the engine itself costs
   host      two engines of this host, over shared memory and TCP, beside a plain copy and a bare TCP program
   instructions
             of a caller's thread for one request over shared memory, counted by callgrind (needs valgrind)
+  peers     beside Mooncake, and NIXL over UCX, on this host: `cargo xtask bench peers` installs them
   --quick   a tiny run, not saved unless --out is given
   --out     folder for the JSON (default: benches/results)";
 
@@ -43,7 +45,7 @@ fn main() -> ExitCode {
         match word.as_str() {
             "--quick" => quick = true,
             "--out" => out = words.next().map(PathBuf::from),
-            "handoff" | "host" | "instructions" if experiment.is_none() => experiment = Some(word),
+            "handoff" | "host" | "instructions" | "peers" if experiment.is_none() => experiment = Some(word),
             _ => {
                 eprintln!("{word:?} is not understood\n{USAGE}");
                 return ExitCode::from(2);
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
     let ran = match experiment.as_str() {
         "host" => host::run(quick),
         "instructions" => instructions::run(quick),
+        "peers" => peers::run(quick),
         _ => handoff::run(quick),
     };
     let ran = ran.map_err(|error| error.to_string());

@@ -1,5 +1,6 @@
 //! `cargo xtask`: sets a machine up, tests and checks moonrail, and boots the RDMA lab.
 
+mod bench;
 mod check;
 mod demo;
 mod docs;
@@ -42,6 +43,16 @@ enum Activity {
         /// Parts to run, in the order seeds, faults, late, mix, cycles
         #[arg(value_enum)]
         parts: Vec<soak::Part>,
+    },
+    /// Run an experiment of benches/ and save its JSON under benches/results: handoff, host, instructions, or peers, which
+    /// first installs the engines that ours is measured beside
+    Bench {
+        /// Which one
+        #[arg(value_parser = ["handoff", "host", "instructions", "peers"])]
+        experiment: String,
+        /// Its own arguments, as --quick
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        more: Vec<String>,
     },
     /// Format, lints, the direction of dependencies, where unsafe code may live, the top level of the repository, links and
     /// quoted messages of the documentation
@@ -121,6 +132,7 @@ fn main() -> ExitCode {
         Activity::Setup => setup::run(),
         Activity::Test { parts } => test::run(&parts),
         Activity::Soak { parts } => soak::run(&parts),
+        Activity::Bench { experiment, more } => bench::run(&experiment, &more),
         Activity::Check => check::run(),
         Activity::Docs => docs::book(),
         Activity::Sim { seeds, from, jobs } => sim::run(&sim::Plan { seeds, from, jobs, limit: None }).map(|_| ()),

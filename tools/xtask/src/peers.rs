@@ -1,5 +1,5 @@
-//! The engine whose protocols we speak, as its authors publish it, in a private Python environment: never on the
-//! machine's own paths. Made once and kept in a cache; the tests get its folder as [`VARIABLE`].
+//! Other engines, as their authors publish them, each in a private Python environment: never on the machine's own paths.
+//! Made once and kept in a cache; what runs one gets its folder in [`Peer::variable`].
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,12 +8,37 @@ use crate::error::{At, Error, Result};
 use crate::process::Bounded;
 use crate::workspace;
 
-/// Set for tests that run stock nodes: the environment's folder.
-pub(crate) const VARIABLE: &str = "MOONRAIL_PEERS";
+/// What is installed from PyPI, each file pinned by its hash, into an environment of its own.
+pub(crate) struct Peer {
+    name: &'static str,
+    /// Set for what runs it: the environment's folder.
+    pub(crate) variable: &'static str,
+    requirements: &'static str,
+    /// What Python must be able to import.
+    modules: &'static str,
+    /// A program of its, inside site-packages, whose libraries must be there.
+    program: Option<&'static str>,
+}
 
-/// What is installed, each file pinned by its hash.
-const REQUIREMENTS: &str = "tools/peers/requirements.txt";
-/// Debian's own: the wheel is made for its CPython, whatever else the PATH has.
+/// The engine whose protocols we speak; tests need it.
+pub(crate) const MOONCAKE: Peer = Peer {
+    name: "Mooncake",
+    variable: "MOONRAIL_PEERS",
+    requirements: "tools/peers/requirements.txt",
+    modules: "mooncake.engine, mooncake.http_metadata_server",
+    program: Some("mooncake/transfer_engine_bench"),
+};
+
+/// Another engine; only `cargo xtask bench peers` needs it.
+pub(crate) const NIXL: Peer = Peer {
+    name: "NIXL",
+    variable: "MOONRAIL_PEERS_NIXL",
+    requirements: "tools/peers/requirements-nixl.txt",
+    modules: "nixl_cu12",
+    program: None,
+};
+
+/// Debian's own: the wheels are made for its CPython, whatever else the PATH has.
 const PYTHON: &str = "/usr/bin/python3";
 
 const MAKE: Duration = Duration::from_secs(120);
@@ -21,24 +46,24 @@ const DOWNLOAD: Duration = Duration::from_secs(300);
 const TRY: Duration = Duration::from_secs(60);
 
 /// The environment's folder; made first if it is not there.
-pub(crate) fn require() -> Result<PathBuf> {
-    let requirements = workspace::root().join(REQUIREMENTS);
+pub(crate) fn require(peer: &Peer) -> Result<PathBuf> {
+    let requirements = workspace::root().join(peer.requirements);
     let text = std::fs::read_to_string(&requirements).at("read", &requirements)?;
     let cache = cache_folder()?;
     // Another list of files is another environment: one that is being used by another checkout stays as it is.
     let folder = cache.join(format!("{:016x}", fnv1a(text.as_bytes())));
     if !folder.exists() {
         std::fs::create_dir_all(&cache).at("create", &cache)?;
-        println!("setup: installing a stock Mooncake engine into {}", folder.display());
-        make(&requirements, &cache, &folder)?;
+        println!("setup: installing a stock {} engine into {}", peer.name, folder.display());
+        make(peer, &requirements, &cache, &folder)?;
     }
     Ok(folder)
 }
 
 /// Made aside and renamed, so that what has the name is whole, and two at once do not meet.
-fn make(requirements: &Path, cache: &Path, folder: &Path) -> Result<()> {
+fn make(peer: &Peer, requirements: &Path, cache: &Path, folder: &Path) -> Result<()> {
     let aside = cache.join(format!("making-{}", std::process::id()));
-    let made = install(requirements, &aside).and_then(|()| match std::fs::rename(&aside, folder) {
+    let made = install(peer, requirements, &aside).and_then(|()| match std::fs::rename(&aside, folder) {
         Err(_) if folder.exists() => Ok(()), // another was faster, with the same files
         renamed => renamed.at("rename", &aside),
     });
@@ -46,38 +71,41 @@ fn make(requirements: &Path, cache: &Path, folder: &Path) -> Result<()> {
     made
 }
 
-fn install(requirements: &Path, folder: &Path) -> Result<()> {
+fn install(peer: &Peer, requirements: &Path, folder: &Path) -> Result<()> {
     Bounded::new(PYTHON, MAKE).args(["-m", "venv", "--clear"]).arg(folder).output().map_err(|e| {
-        Error::new(format!("no Python environment for the stock engine: {e}"), "run `cargo xtask setup` on Debian 12")
+        Error::new(
+            format!("no Python environment for a stock {} engine: {e}", peer.name),
+            "run `cargo xtask setup` on Debian 12",
+        )
     })?;
     let python = folder.join("bin/python");
     let flags = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"];
     let pip = Bounded::new(&python, DOWNLOAD).args(flags).args(["--only-binary=:all:", "-r"]).arg(requirements);
     pip.output().map_err(|e| {
         Error::new(
-            format!("the stock engine cannot be installed: {e}"),
+            format!("a stock {} engine cannot be installed: {e}", peer.name),
             format!(
-                "it comes from PyPI, or whatever pip is told to use: check the network, and that {REQUIREMENTS} still exists there"
+                "it comes from PyPI, or whatever pip is told to use: check the network, and that what {} names still exists there",
+                peer.requirements
             ),
         )
     })?;
-    let bench = folder.join("lib/python3.11/site-packages/mooncake/transfer_engine_bench");
-    let proves = [
-        Bounded::new(&python, TRY).args(["-c", "import mooncake.engine, mooncake.http_metadata_server"]),
-        Bounded::new("ldd", TRY).arg(&bench),
-    ];
+    let mut proves = vec![Bounded::new(&python, TRY).args(["-c", &format!("import {}", peer.modules)])];
+    if let Some(program) = peer.program {
+        proves.push(Bounded::new("ldd", TRY).arg(folder.join("lib/python3.11/site-packages").join(program)));
+    }
     for prove in proves {
-        let said = prove.output().map_err(|e| cannot_run(&e.to_string()))?;
+        let said = prove.output().map_err(|e| cannot_run(peer, &e.to_string()))?;
         if let Some(line) = said.lines().find(|line| line.contains("not found")) {
-            return Err(cannot_run(line.trim()));
+            return Err(cannot_run(peer, line.trim()));
         }
     }
     Ok(())
 }
 
-fn cannot_run(why: &str) -> Error {
+fn cannot_run(peer: &Peer, why: &str) -> Error {
     Error::new(
-        format!("the stock engine was installed but cannot run here: {why}"),
+        format!("a stock {} engine was installed but cannot run here: {why}", peer.name),
         "it needs Debian 12 on x86-64 with libibverbs1, libnuma1 and libcurl4: run `cargo xtask setup`",
     )
 }
@@ -98,11 +126,13 @@ mod tests {
 
     #[test]
     fn every_file_is_pinned_by_its_hash() {
-        let text = std::fs::read_to_string(workspace::root().join(REQUIREMENTS)).expect("the list");
-        let files: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
-        assert!(files.iter().any(|line| line.starts_with("mooncake-transfer-engine-non-cuda==")));
-        for line in files {
-            assert!(line.contains("==") && line.contains(" --hash=sha256:"), "{line}");
+        for (peer, package) in [(MOONCAKE, "mooncake-transfer-engine-non-cuda=="), (NIXL, "nixl-cu12==")] {
+            let text = std::fs::read_to_string(workspace::root().join(peer.requirements)).expect("the list");
+            let files: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+            assert!(files.iter().any(|line| line.starts_with(package)));
+            for line in files {
+                assert!(line.contains("==") && line.contains(" --hash=sha256:"), "{line}");
+            }
         }
     }
 
@@ -119,7 +149,7 @@ mod tests {
         let list = folder.join("requirements.txt");
         let nothing = "mooncake-transfer-engine-non-cuda==0.3.13.post1 --hash=sha256:00\n";
         std::fs::write(&list, nothing).expect("a file");
-        let e = make(&list, &folder, &folder.join("made")).unwrap_err().to_string();
+        let e = make(&MOONCAKE, &list, &folder, &folder.join("made")).unwrap_err().to_string();
         assert!(e.contains("cannot be installed") && e.contains("PyPI"), "{e}");
         assert!(!folder.join("made").exists());
         std::fs::remove_dir_all(folder).expect("nothing is left behind");

@@ -58,7 +58,7 @@ pub(crate) fn run() -> Result<()> {
     if install_missing()? == 0 {
         println!("setup: all {} packages are installed", PACKAGES.len());
     }
-    println!("setup: a stock Mooncake engine is in {}", peers::require()?.display());
+    println!("setup: a stock Mooncake engine is in {}", peers::require(&peers::MOONCAKE)?.display());
     Ok(())
 }
 

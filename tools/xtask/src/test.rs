@@ -138,7 +138,8 @@ fn host(targets: &[TestTarget], clock: &Clock) -> Result<()> {
 
 /// Shown as it goes: what a stock engine did is worth reading, and the tables are made for it.
 fn interop(targets: &[TestTarget], clock: &Clock) -> Result<()> {
-    let mut tests = cargo_test(clock)?.env(peers::VARIABLE, peers::require()?).arg("--no-fail-fast");
+    let mut tests =
+        cargo_test(clock)?.env(peers::MOONCAKE.variable, peers::require(&peers::MOONCAKE)?).arg("--no-fail-fast");
     for target in targets.iter().filter(|t| t.needs_peers) {
         tests = tests.args(["--test", &target.name]);
     }
@@ -207,7 +208,8 @@ pub(crate) fn one_in_the_lab(target: &TestTarget, built: &Binaries, run: &LabRun
     plan.from = Some(target.folder.clone());
     plan.limit = run.limit;
     plan.env.extend(built.moonrail.iter().map(|path| ("MOONRAIL_BIN".to_owned(), path.clone())));
-    plan.env.push((peers::VARIABLE.to_owned(), peers::require()?.to_string_lossy().into_owned()));
+    plan.env
+        .push((peers::MOONCAKE.variable.to_owned(), peers::require(&peers::MOONCAKE)?.to_string_lossy().into_owned()));
     plan.env.extend(run.env.iter().cloned());
     println!("{}: booting {nodes} nodes with {nics} NICs each", target.name);
     let logs = lab::run(&plan)?;

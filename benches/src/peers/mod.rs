@@ -1,0 +1,148 @@
+//! moonrail beside other engines on this machine: the same blocks, each engine with its own tools, in turn.
+//!
+//! Every side is two processes of its own, a target with memory and an initiator that moves blocks and measures. Over TCP:
+//! `moonrail serve` and `bench`; Mooncake's `transfer_engine_bench` at both ends; two NIXL agents over UCX (tools/peers/nixl.py).
+//! Over shared memory the same without Mooncake, whose published build has none. One cell is measured by each side in turn,
+//! several times; the figure is the median of the ratios of a repetition.
+//!
+//! What is not equal is against us: our blocks lie one block apart, so that they cannot be merged into one request;
+//! `transfer_engine_bench` with one thread has them side by side. NIXL's batches are prepared once and posted again.
+
+mod process;
+mod sides;
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::record::Found;
+use sides::{Mooncake, Nixl, Ours, Side};
+
+/// Sizes, and how many in a batch.
+const BLOCKS: [(u64, u64); 7] =
+    [(64, 1), (4 << 10, 1), (4 << 10, 32), (64 << 10, 1), (64 << 10, 32), (1 << 20, 1), (1 << 20, 32)];
+/// Threads that submit. More than one only beside Mooncake.
+const THREADS: [u64; 3] = [1, 4, 12];
+/// Each side's memory: room for the largest cell, blocks one block apart.
+const MEMORY: u64 = 1 << 30;
+
+/// What is moved, over and over.
+#[derive(Clone, Copy)]
+pub(crate) struct Cell {
+    pub(crate) op: &'static str,
+    pub(crate) block: u64,
+    pub(crate) batch: u64,
+    pub(crate) threads: u64,
+}
+
+/// Where the engines are.
+pub(crate) struct Programs {
+    /// The `moonrail` command, of the same build as this program.
+    moonrail: PathBuf,
+    /// Python environments that hold Mooncake's and NIXL's published builds.
+    mooncake: PathBuf,
+    nixl: PathBuf,
+}
+
+impl Programs {
+    /// From the variables that `cargo xtask bench` sets.
+    fn found() -> Result<Self, Box<dyn Error>> {
+        let folder = |name: &str| {
+            std::env::var_os(name).map(PathBuf::from).ok_or_else(|| {
+                format!("{name} is not set: run `cargo xtask bench peers`, which installs the other engines")
+            })
+        };
+        let moonrail = std::env::current_exe()?.with_file_name("moonrail");
+        if !moonrail.exists() {
+            return Err(format!("{} is not there: cargo build --release -p moonrail-tools", moonrail.display()).into());
+        }
+        Ok(Self { moonrail, mooncake: folder("MOONRAIL_PEERS")?, nixl: folder("MOONRAIL_PEERS_NIXL")? })
+    }
+}
+
+pub(crate) fn run(quick: bool) -> Result<Found, Box<dyn Error>> {
+    let programs = Programs::found()?;
+    let (repetitions, seconds) = if quick { (1, 0.3) } else { (7, 0.4) };
+    println!(
+        "{:<4} {:<5} {:>8} {:>5} {:>7} {:<9} {:>10} {:>10} {:>8} {:>17}",
+        "over", "op", "block", "batch", "threads", "beside", "its GB/s", "our GB/s", "ratio", "(min-max)"
+    );
+    let mut cases = Vec::new();
+    for fabric in ["shm", "tcp"] {
+        let mut ours = Ours::start(&programs, fabric)?;
+        let mut nixl = Nixl::start(&programs, fabric)?;
+        let mut mooncake = if fabric == "tcp" { Some(Mooncake::start(&programs)?) } else { None };
+        for op in ["write", "read"] {
+            for threads in THREADS {
+                for (block, batch) in BLOCKS {
+                    let cell = Cell { op, block, batch, threads };
+                    let mut others: Vec<&mut dyn Side> = Vec::new();
+                    if threads == 1 {
+                        others.push(&mut nixl);
+                    }
+                    if let Some(mooncake) = &mut mooncake {
+                        others.push(mooncake);
+                    }
+                    cases.extend(measure(fabric, cell, &mut ours, &mut others, repetitions, seconds)?);
+                }
+            }
+        }
+    }
+    Ok(Found { unit: "GB/s (10^9), medians; ratio: ours to the other's, of repetitions in turn", cases })
+}
+
+fn measure(
+    fabric: &str,
+    cell: Cell,
+    ours: &mut Ours,
+    others: &mut [&mut dyn Side],
+    repetitions: usize,
+    seconds: f64,
+) -> Result<Vec<Value>, Box<dyn Error>> {
+    if others.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut own = Vec::new();
+    let mut rates = vec![Vec::new(); others.len()];
+    for _ in 0..repetitions {
+        own.push(ours.batches_per_second(cell, seconds)?);
+        for (other, rates) in others.iter_mut().zip(&mut rates) {
+            let rate = other.batches_per_second(cell, seconds);
+            rates.push(
+                rate.map_err(|e| format!("{}, {} of {} x {}: {e}", other.name(), cell.op, cell.block, cell.batch))?,
+            );
+        }
+    }
+    let gigabytes = |rate: f64| rate * (cell.block * cell.batch) as f64 / 1e9;
+    let mut cases = Vec::new();
+    for (other, rates) in others.iter().zip(&rates) {
+        let mut ratios: Vec<f64> = own.iter().zip(rates).map(|(own, other)| own / other).collect();
+        let (ratio, mine, its) = (median(&mut ratios), median(&mut own.clone()), median(&mut rates.clone()));
+        let (low, high) = (ratios[0], ratios[ratios.len() - 1]);
+        println!(
+            "{fabric:<4} {:<5} {:>8} {:>5} {:>7} {:<9} {:>10.4} {:>10.4} {ratio:>8.2} {:>17}",
+            cell.op,
+            cell.block,
+            cell.batch,
+            cell.threads,
+            other.name(),
+            gigabytes(its),
+            gigabytes(mine),
+            format!("({low:.2}-{high:.2})"),
+        );
+        cases.push(json!({
+            "fabric": fabric, "op": cell.op, "block": cell.block, "batch": cell.batch, "threads": cell.threads,
+            "beside": other.name(), "version": other.version(), "gb_per_second": gigabytes(mine),
+            "its_gb_per_second": gigabytes(its), "batches_per_second": mine, "its_batches_per_second": its,
+            "ratio": ratio, "ratio_min": low, "ratio_max": high, "repetitions": ratios.len(),
+        }));
+    }
+    Ok(cases)
+}
+
+/// Sorts them, too.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -1,0 +1,210 @@
+//! The engines that are compared, each as a target and an initiator.
+
+use std::error::Error;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::process::Process;
+use super::{Cell, MEMORY, Programs};
+
+/// One engine.
+pub(crate) trait Side {
+    fn name(&self) -> &'static str;
+    /// Of what runs.
+    fn version(&self) -> &str;
+    /// Moves batches one after the other on each thread for about so long.
+    fn batches_per_second(&mut self, cell: Cell, seconds: f64) -> Result<f64, Box<dyn Error>>;
+}
+
+/// Blocks lie this far apart, so that they stay blocks.
+fn stride(block: u64) -> u64 {
+    2 * block
+}
+
+/// `moonrail serve`, and `moonrail bench` for each cell.
+pub(crate) struct Ours {
+    moonrail: PathBuf,
+    fabric: &'static str,
+    segment: String,
+    _target: Process,
+}
+
+impl Ours {
+    pub(crate) fn start(programs: &Programs, fabric: &'static str) -> Result<Self, Box<dyn Error>> {
+        let mut serve = Command::new(&programs.moonrail);
+        serve.args(["serve", "--json", "--name", "127.0.0.1", "--size", &MEMORY.to_string()]);
+        let mut target = Process::start(&mut serve)?;
+        let segment = target.line(|line| {
+            let said: Value = serde_json::from_str(line).ok()?;
+            said["listening"].as_str().map(str::to_owned)
+        })?;
+        Ok(Self { moonrail: programs.moonrail.clone(), fabric, segment, _target: target })
+    }
+
+    pub(crate) fn batches_per_second(&self, cell: Cell, seconds: f64) -> Result<f64, Box<dyn Error>> {
+        let mut bench = Command::new(&self.moonrail);
+        bench.args(["bench", &self.segment, "--name", "127.0.0.1", "--rail", self.fabric, "--json", "--op", cell.op]);
+        bench.args(["--duration", &format!("{}ms", (seconds * 1000.0) as u64)]);
+        for (flag, value) in [
+            ("--block", cell.block),
+            ("--stride", stride(cell.block)),
+            ("--batch", cell.batch),
+            ("--threads", cell.threads),
+        ] {
+            bench.args([flag, &value.to_string()]);
+        }
+        let said = Process::start(&mut bench)?.output()?;
+        let json = said.lines().position(|line| line == "{").ok_or_else(|| format!("no JSON: {said}"))?;
+        let text: String = said.lines().skip(json).collect();
+        let run = &serde_json::from_str::<Value>(&text)?["runs"][0];
+        match (run["batches"].as_f64(), run["seconds"].as_f64()) {
+            (Some(batches), Some(seconds)) if batches > 0.0 => Ok(batches / seconds),
+            _ => Err(format!("nothing was measured: {said}").into()),
+        }
+    }
+}
+
+/// `transfer_engine_bench` at both ends, over TCP.
+pub(crate) struct Mooncake {
+    program: PathBuf,
+    version: String,
+    segment: String,
+    _target: Process,
+}
+
+impl Mooncake {
+    pub(crate) fn start(programs: &Programs) -> Result<Self, Box<dyn Error>> {
+        let packages = programs.mooncake.join("lib/python3.11/site-packages");
+        let program = packages.join("mooncake/transfer_engine_bench");
+        let mut target = Process::start(Self::command(&program).args(["--mode=target", &Self::own_name()?]))?;
+        let segment = target.line(|line| {
+            let (_, rest) = line.split_once("listening on ")?;
+            rest.split_whitespace().next().map(str::to_owned)
+        })?;
+        // It registers its memory after it listens, and does not say when.
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        let version = installed(&packages, "mooncake_transfer_engine_non_cuda")?;
+        Ok(Self { program, version, segment, _target: target })
+    }
+
+    fn command(program: &PathBuf) -> Command {
+        let mut command = Command::new(program);
+        command.env("MC_TCP_BIND_ADDRESS", "127.0.0.1");
+        command.args(["--metadata_server=P2PHANDSHAKE", "--protocol=tcp", &format!("--buffer_size={MEMORY}")]);
+        command
+    }
+
+    fn own_name() -> Result<String, Box<dyn Error>> {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        Ok(format!("--local_server_name=127.0.0.1:{port}"))
+    }
+}
+
+impl Side for Mooncake {
+    fn name(&self) -> &'static str {
+        "Mooncake"
+    }
+
+    fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// At least a second: its flag counts in seconds.
+    fn batches_per_second(&mut self, cell: Cell, seconds: f64) -> Result<f64, Box<dyn Error>> {
+        let mut command = Self::command(&self.program);
+        command.args(["--mode=initiator", &Self::own_name()?, &format!("--segment_id={}", self.segment)]);
+        command.args([
+            format!("--operation={}", cell.op),
+            format!("--block_size={}", cell.block),
+            format!("--batch_size={}", cell.batch),
+            format!("--threads={}", cell.threads),
+            format!("--duration={}", seconds.ceil()),
+        ]);
+        command.args(["--report_unit=KB", "--report_precision=6"]);
+        let said = Process::start(&mut command)?.output()?;
+        let rate = said.lines().find_map(|line| {
+            let (_, rest) = line.split_once("throughput ")?;
+            rest.strip_suffix(" KB/s")?.parse::<f64>().ok()
+        });
+        match rate {
+            Some(rate) if rate > 0.0 => Ok(rate * 1000.0 / (cell.block * cell.batch) as f64),
+            _ => Err(format!("it tells no throughput: {said}").into()),
+        }
+    }
+}
+
+/// Two NIXL agents over UCX.
+pub(crate) struct Nixl {
+    version: String,
+    initiator: Process,
+    remote: u64,
+    _target: Process,
+}
+
+impl Nixl {
+    pub(crate) fn start(programs: &Programs, fabric: &str) -> Result<Self, Box<dyn Error>> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tools/peers/nixl.py");
+        let agent = || {
+            let mut python = Command::new(programs.nixl.join("bin/python"));
+            // UCX makes its connections over TCP even where it moves nothing that way.
+            python.env("UCX_TLS", if fabric == "tcp" { "tcp" } else { "tcp,sm,self" });
+            python.env("UCX_NET_DEVICES", "lo").env("NIXL_LOG_LEVEL", "ERROR");
+            Process::start(python.arg(script))
+        };
+        let (mut target, mut initiator) = (agent()?, agent()?);
+        // The initiator's caller makes the progress, which is fastest; the target needs a thread for it.
+        let there = ask(&mut target, &json!({ "do": "start", "name": "target", "length": MEMORY, "progress": true }))?;
+        ask(&mut initiator, &json!({ "do": "start", "name": "initiator", "length": MEMORY, "progress": false }))?;
+        ask(&mut initiator, &json!({ "do": "connect", "metadata": there["metadata"] }))?;
+        let remote = there["addr"].as_u64().ok_or("no address")?;
+        let version = installed(&programs.nixl.join("lib/python3.11/site-packages"), "nixl_cu12")?;
+        Ok(Self { version, initiator, remote, _target: target })
+    }
+}
+
+/// One question, one answer.
+fn ask(agent: &mut Process, question: &Value) -> Result<Value, Box<dyn Error>> {
+    agent.tell(&question.to_string())?;
+    agent.line(|line| serde_json::from_str(line.strip_prefix("= ")?).ok())
+}
+
+impl Side for Nixl {
+    fn name(&self) -> &'static str {
+        "NIXL+UCX"
+    }
+
+    fn version(&self) -> &str {
+        &self.version
+    }
+
+    fn batches_per_second(&mut self, cell: Cell, seconds: f64) -> Result<f64, Box<dyn Error>> {
+        let Cell { op, block, batch, .. } = cell;
+        let answer = ask(
+            &mut self.initiator,
+            &json!({
+                "do": "measure", "op": op, "remote": self.remote, "block": block, "stride": stride(block),
+                "batch": batch, "seconds": seconds,
+            }),
+        )?;
+        match (answer["batches"].as_f64(), answer["seconds"].as_f64()) {
+            (Some(batches), Some(seconds)) if batches > 0.0 => Ok(batches / seconds),
+            _ => Err(format!("nothing was measured: {answer}").into()),
+        }
+    }
+}
+
+/// The version of a Python package, by its folder `NAME-VERSION.dist-info`.
+fn installed(packages: &PathBuf, name: &str) -> Result<String, Box<dyn Error>> {
+    for entry in std::fs::read_dir(packages)? {
+        let file = entry?.file_name();
+        let version =
+            file.to_str().and_then(|file| file.strip_prefix(name)?.strip_prefix('-')?.strip_suffix(".dist-info"));
+        if let Some(version) = version {
+            return Ok(version.to_owned());
+        }
+    }
+    Err(format!("{name} is not in {}", packages.display()).into())
+}
