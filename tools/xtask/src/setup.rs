@@ -39,6 +39,7 @@ const PACKAGES: &[Package] = &[
         "ip, rdma and tc set up the lab's NICs and their faults; network namespaces in tests on the host",
     ),
     package("strace", "counts the doorbells of Soft-RoCE from outside the engine"),
+    package("valgrind", "counts the instructions of a request, which have a budget"),
     package("qemu-system-x86", "runs the lab's nodes, in software where there is no KVM"),
     package("busybox-static", "the first programs of a lab node"),
     package("kmod", "finds the kernel modules Soft-RoCE depends on"),
