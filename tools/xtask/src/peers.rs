@@ -51,7 +51,7 @@ pub(crate) fn require(peer: &Peer) -> Result<PathBuf> {
     let text = std::fs::read_to_string(&requirements).at("read", &requirements)?;
     let cache = cache_folder()?;
     // Another list of files is another environment: one that is being used by another checkout stays as it is.
-    let folder = cache.join(format!("{:016x}", fnv1a(text.as_bytes())));
+    let folder = cache.join(format!("{}-{:016x}", peer.name.to_lowercase(), fnv1a(text.as_bytes())));
     if !folder.exists() {
         std::fs::create_dir_all(&cache).at("create", &cache)?;
         println!("setup: installing a stock {} engine into {}", peer.name, folder.display());
