@@ -1,6 +1,5 @@
 //! Building an engine, step by step; each step that fails undoes those before.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
@@ -13,7 +12,7 @@ use moonrail_control::names::{Family, HostPort, published_address};
 use moonrail_control::{
     Clock, ControlConfig, ControlNic, CoreLink, HandshakeOptions, LogLevel, PortChoice, RailOptions, StoreOptions,
 };
-use moonrail_datapath::core::{self, Command, Core, CoreConfig, CoreCounters, Doorbell, Inbox, Outbox};
+use moonrail_datapath::core::{self, Command, Core, CoreConfig, CoreCounters, Doorbell, Inbox, Outbox, Remains};
 use moonrail_datapath::lanes::Snapshot;
 use moonrail_datapath::nic::{CompletionQueue, CqHandle, Fabric};
 use moonrail_datapath::region::process::Process;
@@ -255,15 +254,16 @@ fn spawn_cores(
         let body_name = name.clone();
         let body = move || {
             // Allocated on its own thread, so that its memory lies on its own node.
-            let turned = catch_unwind(AssertUnwindSafe(|| core::run(&mut Core::new(config), mode, &*clock)));
-            if turned.is_err() {
-                log.line(
-                    Level::Error,
-                    &format!(
-                        "{body_name} has panicked: its transfers do not end; restart this process and report the panic"
-                    ),
-                );
-            }
+            let mut core = Core::new(config);
+            let told = |remains| {
+                let follows = match remains {
+                    Remains::GivesBack => "what it carried ends as \"core lost\", and it uses its NICs no more",
+                    Remains::Nothing => "its transfers do not end",
+                };
+                let text = format!("{body_name} has panicked: {follows}; restart this process and report the panic");
+                log.line(Level::Error, &text);
+            };
+            core::run_guarded(&mut core, mode, &*clock, &told);
         };
         match pin::spawn(name, place.cpu, unpinned, body) {
             Ok(thread) => threads.push(thread),

@@ -691,6 +691,12 @@ impl Cluster {
         }
     }
 
+    /// One of a node's cores has panicked.
+    pub(crate) fn lose_core(&mut self, node: usize, core: usize) {
+        let now = self.now;
+        self.nodes[node].cores[core].lose(now);
+    }
+
     pub(crate) fn run_until(&mut self, limit: Nanos, mut done: impl FnMut(&mut Self) -> bool) -> bool {
         let end = self.now.plus(limit);
         while self.now < end {

@@ -299,6 +299,32 @@ fn twin_address_deleted_and_added() {
     });
 }
 
+/// No fault of the lab: a bug of ours. What the core was the home of ends with that cause; the other one makes the rails anew.
+#[test]
+fn twin_data_core_that_panics() {
+    each(|seed, p2p| {
+        let mut scene = Scene::opened(Cluster::with(network(), seed, 2, 2, 2, p2p));
+        scene.mark();
+        scene.cluster.lose_core(0, 0);
+        let gap = scene.goes_on();
+        assert!(gap <= AFTER_LINK_DOWN, "{gap:?}\n{}", scene.logs());
+        let back = scene.all_back();
+        assert!(back <= BACK_WITHIN, "{back:?}\n{}", scene.logs());
+        assert!(scene.errors.len() <= AT_ONCE as usize, "{:?}", scene.errors);
+        assert!(scene.errors.iter().all(|error| error.contains("CoreLost")), "{:?}", scene.errors);
+        scene.errors.clear();
+        scene.carry(SECOND);
+        scene.no_errors();
+        // Both: nothing is left to move bytes with, and that is told at once.
+        scene.cluster.lose_core(0, 1);
+        scene.carry(SECOND);
+        assert!(!scene.errors.is_empty(), "{}", scene.logs());
+        let told = |error: &&String| error.contains("CoreLost") || error.contains("Unreachable");
+        assert_eq!(scene.errors.iter().find(|error| !told(error)), None);
+        assert!(scene.places.iter().flatten().all(|batch| scene.cluster.now.since(batch.submitted) < SECOND));
+    });
+}
+
 #[test]
 fn twin_peer_killed_and_restarted() {
     each(|seed, p2p| {

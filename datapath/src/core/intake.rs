@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Core;
 use super::credit::Credit;
 use super::inflight::{InFlight, InFlightRing, TRIAL};
+use super::lost::Trust;
 use super::port::{Command, CoreEvent, RailKey, RailSpec};
 use super::table::{Line, NONE, PeerSeat, QpSeat, QpState, RailSeat, RailState, WorkSeat};
 use crate::error::{Cause, SliceError};
@@ -69,7 +70,8 @@ impl Core {
         let PostHalf { post, ring } = qp.into_post_half();
         let nic = self.nics.iter().position(|n| n.id == spec.nic);
         let rail = nic.and_then(|nic| self.rail_seat(spec, nic));
-        let slot = if self.stopping.is_some() { None } else { self.free_qps.pop().or_else(|| self.new_slot()) };
+        let gives_back = self.stopping.is_some() || self.trust != Trust::Whole;
+        let slot = if gives_back { None } else { self.free_qps.pop().or_else(|| self.new_slot()) };
         let (Some(rail), Some(slot)) = (rail, slot) else {
             // Not our NIC, too many, or a life that is over: back to control at once, never used.
             self.free_qps.extend(slot);

@@ -18,6 +18,7 @@ mod explored;
 mod fault;
 pub(crate) mod inflight;
 mod intake;
+mod lost;
 pub mod port;
 mod post;
 mod reap;
@@ -36,6 +37,7 @@ use crate::units::{CoreId, Nanos, NicId};
 
 pub use counters::CoreCounters;
 pub use inflight::InFlightRing;
+pub use lost::{Remains, run_guarded};
 pub use port::{Command, CoreEvent, Doorbell, Inbox, Outbox, RailKey, RailSpec, dispatch};
 pub use run::{PollMode, run};
 pub use times::{Spread, Times};
@@ -85,6 +87,7 @@ pub struct Core {
     last_watch: Nanos,
     stopping: Option<Nanos>,
     stopped: bool,
+    trust: lost::Trust,
 }
 
 impl Core {
@@ -119,6 +122,7 @@ impl Core {
             last_watch: Nanos::ZERO,
             stopping: None,
             stopped: false,
+            trust: lost::Trust::Whole,
         }
     }
 

@@ -2,6 +2,7 @@
 //! or drain too long, the stop.
 
 use super::Core;
+use super::lost::Trust;
 use super::port::CoreEvent;
 use super::table::{Line, QpState, Queue, RailState};
 use crate::error::{Cause, SliceError};
@@ -16,6 +17,7 @@ impl Core {
             return drained;
         }
         self.next_watch = now.plus(WATCH_PERIOD);
+        self.end_lost();
         self.watch_works(now);
         self.watch_lines(now);
         self.watch_stalls(now);
@@ -132,7 +134,9 @@ impl Core {
     pub(super) fn publish(&mut self) {
         let flight: u64 = self.rails.iter().filter(|r| r.state == RailState::Up).map(|r| r.credit.in_flight()).sum();
         let waiting = self.works() as u64 * u64::from(crate::limits::SLICE_SIZE);
-        self.inbox.publish_load(flight + waiting);
+        // One that is lost is nobody's choice while there is another.
+        let lost = self.trust != Trust::Whole;
+        self.inbox.publish_load(if lost { u64::MAX } else { flight + waiting });
     }
 
     /// After Stop: Works end, rails close; the core has stopped when nothing is left, or when what is left does not move.

@@ -29,6 +29,8 @@ pub(crate) struct End {
 /// One life of a rail as control keeps it: our halves, and the peer's end.
 struct Life {
     key: RailKey,
+    core: usize,
+    nic: NicId,
     ours: Vec<AdminHalf>,
     theirs: Vec<(AdminHalf, PostHalf)>,
     drained: Vec<PostHalf>,
@@ -54,6 +56,8 @@ pub(crate) struct Rig {
     pub(crate) finished: Vec<Arc<Work>>,
     pub(crate) stopped: usize,
     pub(crate) wanted: usize,
+    /// Completion queues that the cores gave up.
+    pub(crate) lost: usize,
     /// What the cores gave back for [`Command::Yield`], and how often they did not.
     pub(crate) yielded: Vec<ConnectedQp>,
     pub(crate) in_use: usize,
@@ -142,6 +146,7 @@ impl Rig {
             finished: Vec::with_capacity(1 << 16),
             stopped: 0,
             wanted: 0,
+            lost: 0,
             yielded: vec![],
             in_use: 0,
             retries: 9,
@@ -183,7 +188,16 @@ impl Rig {
         let life = self.lives.iter().filter(|l| l.key.rail == rail).count() as u32;
         let key = RailKey { rail, life };
         let caps = QpCaps { max_send_wr: SQ_DEPTH, max_send_sge: 1, max_inline: 64 };
-        let mut life = Life { key, ours: vec![], theirs: vec![], drained: vec![], failed: false, proven: false };
+        let mut life = Life {
+            key,
+            core,
+            nic: NicId(a as u16),
+            ours: vec![],
+            theirs: vec![],
+            drained: vec![],
+            failed: false,
+            proven: false,
+        };
         for n in 0..qps as u32 {
             let ours = self.near[a].nic.create_qp(&self.near_cqs[core][a], caps).unwrap();
             let theirs = self.far[b].nic.create_qp(&self.far_cqs[b], caps).unwrap();
@@ -321,7 +335,23 @@ impl Rig {
                 work.completion().wake();
                 self.finished.push(work);
             }
-            CoreEvent::Released(_) | CoreEvent::Overdue { .. } | CoreEvent::CqLost { .. } => {}
+            CoreEvent::CqLost { nic } => {
+                self.lost += 1;
+                for life in self.lives.iter_mut().filter(|l| (l.core, l.nic) == (core, nic)) {
+                    life.failed = true;
+                    life.ours.iter_mut().for_each(|qp| qp.to_error().unwrap());
+                }
+            }
+            CoreEvent::Overdue { key, slot, qp: post } => {
+                let Some(life) = self.lives.iter_mut().find(|l| l.key == key) else { return };
+                let at = life.ours.iter().position(|admin| admin.qpn() == post.qpn()).expect("one of its own");
+                assert!(qp::destroy(life.ours.remove(at), post).is_ok());
+                self.inboxes[core].command(Command::Destroyed { slot }).ok().unwrap();
+                if life.ours.is_empty() && self.auto_fence {
+                    self.fences.push((self.now.plus(self.fence_delay), core, key));
+                }
+            }
+            CoreEvent::Released(_) => {}
             CoreEvent::Stopped => self.stopped += 1,
         }
     }

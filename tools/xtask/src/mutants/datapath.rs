@@ -6,6 +6,7 @@ const UNIT: Suite = Suite::unit("moonrail-datapath");
 const CORE: Suite = Suite::of("moonrail-datapath", "core");
 const STALL: Suite = Suite::of("moonrail-datapath", "stall");
 const CANCEL: Suite = Suite::of("moonrail-datapath", "cancel");
+const LOST: Suite = Suite::of("moonrail-datapath", "lost");
 const REFUSALS: Suite = Suite::of("moonrail-datapath", "refusals");
 
 const WORK: &str = "datapath/src/work.rs";
@@ -339,5 +340,23 @@ pub(super) const MUTANTS: &[Mutant] = &[
         without: "a core that has no rail left to a peer says so",
         edits: &[Edit { file: FAULT, from: "shared.set_route(self.id, false);", to: "let _ = shared;" }],
         catcher: UNIT.test("core::explored::rails_fail_and_come_back_in_every_order"),
+    },
+    Mutant {
+        name: "lost-core-ends-nothing",
+        without: "what a core that has panicked was the home of ends as core lost",
+        edits: &[Edit { file: WATCH, from: "self.end_lost();", to: "" }],
+        catcher: LOST.test("what_a_lost_core_carried_ends_soon_and_is_not_touched_any_more"),
+    },
+    Mutant {
+        name: "lost-core-is-chosen",
+        without: "nobody gives work to a core that has panicked while there is another",
+        edits: &[Edit { file: WATCH, from: "if lost { u64::MAX } else", to: "if lost { 0 } else" }],
+        catcher: LOST.test("another_core_goes_on_and_gets_what_comes"),
+    },
+    Mutant {
+        name: "lost-core-keeps-its-nics",
+        without: "control hears that a core that has panicked uses its NICs no more",
+        edits: &[Edit { file: "datapath/src/core/lost.rs", from: "self.cq_lost(nic);", to: "let _ = nic;" }],
+        catcher: LOST.test("what_a_lost_core_carried_ends_soon_and_is_not_touched_any_more"),
     },
 ];
