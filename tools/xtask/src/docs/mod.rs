@@ -1,11 +1,13 @@
 //! The documentation as something that can be wrong: [`check`] is part of `cargo xtask check`, [`book`] is `cargo xtask docs`.
 //!
-//! [`markdown`] reads a page, [`links`] follows what it points at, [`messages`] compares quoted messages with the source.
+//! [`markdown`] reads a page, [`links`] follows what it points at, [`messages`] compares quoted messages with the source,
+//! [`names`] the names of tests.
 
 mod book;
 mod links;
 mod markdown;
 mod messages;
+mod names;
 
 use std::path::{Path, PathBuf};
 
@@ -24,7 +26,8 @@ const SUMMARY: &str = "docs/SUMMARY.md";
 /// Where the Rust of the pages is compiled: as documentation tests of the crate that an embedder uses.
 const TESTED_BY: &str = "runtime/src/lib.rs";
 
-/// Links that lead nowhere, pages that the book leaves out, Rust that nothing compiles, and quoted messages that no program prints.
+/// Links that lead nowhere, pages that the book leaves out, Rust that nothing compiles, quoted messages that no program prints, and names
+/// of tests that are not there.
 pub(crate) fn check(root: &Path) -> Result<()> {
     let pages = pages(root)?;
     let mut findings = links::dead(root, &pages);
@@ -33,6 +36,7 @@ pub(crate) fn check(root: &Path) -> Result<()> {
     let tested_by = root.join(TESTED_BY);
     findings.extend(untested(&pages, &std::fs::read_to_string(&tested_by).at("read", &tested_by)?));
     findings.extend(messages::unknown(root, &pages)?);
+    findings.extend(names::unknown(root, &pages)?);
     if findings.is_empty() { Ok(()) } else { Err(Error::new(findings.join("\n  "), "")) }
 }
 
