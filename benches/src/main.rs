@@ -8,6 +8,7 @@ mod handoff;
 mod host;
 mod instructions;
 mod null;
+mod page;
 mod peers;
 mod record;
 mod rig;
@@ -16,12 +17,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: moonrail-benches handoff|host|instructions|peers [--quick] [--out FOLDER]
+       moonrail-benches page
 
   handoff   submit -> core -> completion over a NIC that completes at once: what the engine itself costs
   host      two engines of this host, over shared memory and TCP, beside a plain copy and a bare TCP program
   instructions
             of a caller's thread for one request over shared memory, counted by callgrind (needs valgrind)
   peers     beside Mooncake, and NIXL over UCX, on this host: `cargo xtask bench peers` installs them
+  page      writes the tables of docs/performance.md from the newest results
   --quick   a tiny run, not saved unless --out is given
   --out     folder for the JSON (default: benches/results)";
 
@@ -45,7 +48,7 @@ fn main() -> ExitCode {
         match word.as_str() {
             "--quick" => quick = true,
             "--out" => out = words.next().map(PathBuf::from),
-            "handoff" | "host" | "instructions" | "peers" if experiment.is_none() => experiment = Some(word),
+            "handoff" | "host" | "instructions" | "peers" | "page" if experiment.is_none() => experiment = Some(word),
             _ => {
                 eprintln!("{word:?} is not understood\n{USAGE}");
                 return ExitCode::from(2);
@@ -57,6 +60,21 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let results = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/results"));
+    if experiment == "page" {
+        let page = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/performance.md"));
+        return match page::write(&page, &results) {
+            Ok(taken) => {
+                for path in taken {
+                    println!("{} has {}", page.display(), path.display());
+                }
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("page failed: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let folder = out.or((!quick).then_some(results));
     let ran = match experiment.as_str() {
         "host" => host::run(quick),

@@ -45,10 +45,10 @@ enum Activity {
         parts: Vec<soak::Part>,
     },
     /// Run an experiment of benches/ and save its JSON under benches/results: handoff, host, instructions, or peers, which
-    /// first installs the engines that ours is measured beside
+    /// first installs the engines that ours is measured beside; page writes the tables of docs/performance.md from them
     Bench {
         /// Which one
-        #[arg(value_parser = ["handoff", "host", "instructions", "peers"])]
+        #[arg(value_parser = ["handoff", "host", "instructions", "peers", "page"])]
         experiment: String,
         /// Its own arguments, as --quick
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
