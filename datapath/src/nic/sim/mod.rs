@@ -135,6 +135,12 @@ impl SimWorld {
         self.lock().roughen(a.0, b.0, loss, delay);
     }
 
+    /// The NIC's port sends this many bytes per second, of all its queue pairs together, in the order in which they were posted; in place of
+    /// [`SimOptions::bytes_per_second`].
+    pub fn set_speed(&self, nic: SimNicId, bytes_per_second: u64) {
+        self.lock().set_speed(nic.0, bytes_per_second);
+    }
+
     /// The device fails for good: a fatal event, and it refuses everything.
     pub fn fail_device(&self, nic: SimNicId) {
         self.lock().fail_device(nic.0);

@@ -28,6 +28,9 @@ struct NicState {
     rough: Vec<(usize, Rough)>,
     /// An address that was taken away, until it comes back.
     taken: Option<GidEntry>,
+    /// Bytes per second of its port, which all of its queue pairs share, first come, first served.
+    port_speed: Option<u64>,
+    port_busy_until: Nanos,
 }
 
 #[derive(Clone, Copy)]
@@ -193,6 +196,8 @@ impl World {
             cutting: vec![],
             rough: vec![],
             taken: None,
+            port_speed: None,
+            port_busy_until: Nanos::ZERO,
         });
         self.nics.len() - 1
     }
@@ -365,8 +370,15 @@ impl World {
             self.flush(qp);
             return;
         }
-        let wire = u64::from(request.len) * 1_000_000_000 / self.options.bytes_per_second.max(1);
-        let free = self.qps[qp].busy_until.max(self.now).plus(Nanos(wire));
+        let wire = |speed: u64| Nanos(u64::from(request.len) * 1_000_000_000 / speed.max(1));
+        let port = &mut self.nics[self.qps[qp].nic];
+        let free = match port.port_speed {
+            Some(speed) => {
+                port.port_busy_until = port.port_busy_until.max(self.now).plus(wire(speed));
+                port.port_busy_until
+            }
+            None => self.qps[qp].busy_until.max(self.now).plus(wire(self.options.bytes_per_second)),
+        };
         self.qps[qp].busy_until = free;
         let jitter = Nanos(self.random.below(self.options.jitter.0 + 1));
         let delay = self.options.delay.plus(jitter).plus(self.roughness(qp).map_or(Nanos::ZERO, |rough| rough.delay));
@@ -676,6 +688,10 @@ impl World {
         self.set_path(a, b, true);
         self.nics[a].rough.push((b, Rough { loss, delay }));
         self.nics[b].rough.push((a, Rough { loss, delay }));
+    }
+
+    pub(super) fn set_speed(&mut self, nic: usize, bytes_per_second: u64) {
+        self.nics[nic].port_speed = Some(bytes_per_second);
     }
 
     pub(super) fn fail_device(&mut self, nic: usize) {
