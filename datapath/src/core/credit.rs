@@ -73,6 +73,18 @@ impl Credit {
         if free >= self.cap / 4 || self.is_nearly_empty() { free } else { 0 }
     }
 
+    /// Bytes that small transfers may have posted now: a quarter of the cap beyond it, as it comes. They are few, and somebody waits
+    /// for each.
+    pub(crate) fn free_for_small(&self) -> u64 {
+        (self.cap + self.cap / 4).saturating_sub(self.in_flight)
+    }
+
+    /// How long what is in flight takes, in nanoseconds, as far as the rail's speed is known.
+    pub(crate) fn drains_in(&self) -> u64 {
+        let nanos = |rate: u64| u128::from(self.in_flight) * 1_000_000_000 / u128::from(rate.max(1));
+        self.rate.get().map_or(self.in_flight, |rate| u64::try_from(nanos(rate)).unwrap_or(u64::MAX))
+    }
+
     pub(crate) fn cap(&self) -> u64 {
         self.cap
     }

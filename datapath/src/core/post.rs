@@ -8,6 +8,13 @@ use crate::limits::{CHAIN_MAX, POSTS_MAX, QUANTUM, SIGNAL_EVERY, WATCH_PERIOD};
 use crate::nic::{Op, WcStatus, WorkRequest};
 use crate::units::{Nanos, WrId};
 
+/// Which Works a chain may be made of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    Small,
+    All,
+}
+
 /// What one chain may still take.
 struct Room {
     requests: usize,
@@ -49,17 +56,40 @@ impl Core {
         let rails = self.peers[peer].rails.len();
         let first = self.peers[peer].first as usize;
         self.peers[peer].first = self.peers[peer].first.wrapping_add(1);
-        let mut posted = 0;
+        let mut posted = self.post_small(peer, now);
         let share = self.fair_share(peer);
         for turn in 0..rails {
             // A rail that fails while posting leaves the list, which is shorter then.
             let Some(&rail) = self.peers[peer].rails.get((first + turn) % rails) else { break };
-            posted += self.post_rail(rail as usize, peer, share, now);
+            posted += self.post_rail(rail as usize, peer, share, Which::All, now);
             if !self.peers[peer].has_work() {
                 break;
             }
         }
         posted
+    }
+
+    /// Where every rail is busy, what is small goes to the one that will be through first, and does not wait until credit has come back
+    /// in a large piece.
+    fn post_small(&mut self, peer: usize, now: Nanos) -> usize {
+        if self.peers[peer].small.head == NONE {
+            return 0;
+        }
+        let mut soonest: Option<(u64, usize)> = None;
+        for &rail in &self.peers[peer].rails {
+            let seat = &self.rails[rail as usize];
+            if seat.state != RailState::Up {
+                continue;
+            }
+            if seat.credit.is_nearly_empty() {
+                return 0;
+            }
+            let drains = seat.credit.drains_in();
+            if soonest.is_none_or(|(least, _)| drains < least) {
+                soonest = Some((drains, rail as usize));
+            }
+        }
+        soonest.map_or(0, |(_, rail)| self.post_rail(rail, peer, usize::MAX, Which::Small, now))
     }
 
     /// Requests a rail may take this turn. A rail with credit for all of a short Work would take it alone, and the others
@@ -75,7 +105,7 @@ impl Core {
         (work.waiting().div_ceil(rails) as usize).max(1)
     }
 
-    fn post_rail(&mut self, rail: usize, peer: usize, share: usize, now: Nanos) -> usize {
+    fn post_rail(&mut self, rail: usize, peer: usize, share: usize, which: Which, now: Nanos) -> usize {
         let mut posted = 0;
         let mut used = 0u32;
         // Each queue pair gets at most one chain a turn, the emptiest first.
@@ -86,7 +116,7 @@ impl Core {
                 .min_by_key(|&(_, slot)| self.qps[slot].ring.len());
             let Some((at, slot)) = emptiest else { break };
             used |= 1 << at;
-            posted += self.post_chain(slot, rail, peer, share.saturating_sub(posted), now);
+            posted += self.post_chain(slot, rail, peer, share.saturating_sub(posted), which, now);
             if self.rails[rail].state != RailState::Up || posted >= share {
                 break;
             }
@@ -94,16 +124,18 @@ impl Core {
         posted
     }
 
-    fn post_chain(&mut self, slot: usize, rail: usize, peer: usize, most: usize, now: Nanos) -> usize {
+    fn post_chain(&mut self, slot: usize, rail: usize, peer: usize, most: usize, which: Which, now: Nanos) -> usize {
         let nic = &self.nics[self.rails[rail].nic as usize];
         let queue = self.qps[slot].depth.saturating_sub(self.qps[slot].ring.len());
         let completions = nic.depth.saturating_sub(nic.outstanding);
         let requests = (queue.min(completions) as usize).min(CHAIN_MAX).min(most);
-        let mut room = Room { requests, bytes: self.rails[rail].credit.free(), blocked: false };
+        let credit = &self.rails[rail].credit;
+        let bytes = if which == Which::Small { credit.free_for_small() } else { credit.free() };
+        let mut room = Room { requests, bytes, blocked: false };
         self.chain.clear();
         self.entries.clear();
         while room.is_left() {
-            let Some(seat) = self.front(peer) else { break };
+            let Some(seat) = self.front(peer).filter(|&seat| which == Which::All || self.is_small(seat)) else { break };
             let before = room.bytes;
             let more = self.claim_from(seat, slot, rail, &mut room, now);
             let spent = if room.blocked { u64::MAX } else { before - room.bytes };
@@ -120,6 +152,10 @@ impl Core {
     fn front(&self, peer: usize) -> Option<u32> {
         let peer = &self.peers[peer];
         [peer.small.head, peer.bulk.head].into_iter().find(|&seat| seat != NONE)
+    }
+
+    fn is_small(&self, seat: u32) -> bool {
+        self.works[seat as usize].line == Line::Small
     }
 
     /// After a Work gave slices: it leaves the line if it has no more, and goes to its end when its quantum is spent.
