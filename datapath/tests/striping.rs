@@ -142,7 +142,7 @@ fn a_small_transfer_waits_for_what_is_posted_and_costs_the_bulk_nothing() {
         bulk_beside / bulk_alone
     );
     assert!(bulk_beside >= 0.95 * bulk_alone, "{bulk_beside:.3e} of {bulk_alone:.3e}");
-    // On the slower rail: until a quarter of the credit is back, then behind all of it.
-    let posted = Nanos(CAP_FLOOR * 5 / 4 * 1_000_000_000 / SPEEDS[0]);
+    // Behind what is posted on the rail that will be through first: its credit, and the part that is for small ones.
+    let posted = Nanos(CAP_FLOOR * 5 / 4 * 1_000_000_000 / SPEEDS[1]);
     assert!(loaded <= posted.plus(unloaded), "{loaded:?}, where {posted:?} are before it at the most");
 }

@@ -7,6 +7,7 @@ const CORE: Suite = Suite::of("moonrail-datapath", "core");
 const STALL: Suite = Suite::of("moonrail-datapath", "stall");
 const CANCEL: Suite = Suite::of("moonrail-datapath", "cancel");
 const LOST: Suite = Suite::of("moonrail-datapath", "lost");
+const STRIPING: Suite = Suite::of("moonrail-datapath", "striping");
 const REFUSALS: Suite = Suite::of("moonrail-datapath", "refusals");
 
 const WORK: &str = "datapath/src/work.rs";
@@ -358,5 +359,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         without: "control hears that a core that has panicked uses its NICs no more",
         edits: &[Edit { file: "datapath/src/core/lost.rs", from: "self.cq_lost(nic);", to: "let _ = nic;" }],
         catcher: LOST.test("what_a_lost_core_carried_ends_soon_and_is_not_touched_any_more"),
+    },
+    Mutant {
+        name: "small-waits-for-credit",
+        without: "where all rails are busy, what is small goes to the one that will be through first",
+        edits: &[Edit { file: POST, from: "self.post_small(peer, now);", to: "0;" }],
+        catcher: STRIPING.test("a_small_transfer_waits_for_what_is_posted_and_costs_the_bulk_nothing"),
     },
 ];
