@@ -370,6 +370,30 @@ fn a_late_completion_of_a_slots_former_queue_pair_is_nobodys() {
     assert_eq!((bench.peer.routes(), bench.core.outstanding()), (1, 0));
 }
 
+/// A panic may lose completions that were taken from the queue. The next one that comes is of a later request, and must not vouch for those
+/// before it.
+#[test]
+fn what_a_panic_lost_is_not_taken_for_done() {
+    for status in [WcStatus::WR_FLUSH_ERR, WcStatus::SUCCESS] {
+        let mut bench = Bench::new(None);
+        bench.connect();
+        let work = bench.submit(4);
+        bench.turn();
+        let last = *bench.device.lock().unwrap().posted.back().unwrap();
+        bench.core.lose(bench.now);
+        let told = Completion { wr_id: last.wr_id, status, ..Completion::EMPTY };
+        bench.device.lock().unwrap().completions.push_back(told);
+        bench.turn();
+        bench.now = bench.now.plus(Nanos::from_millis(2));
+        bench.turn();
+        let done = work.transfers().iter().filter(|transfer| transfer.status() == TransferStatus::Done).count();
+        assert_eq!((done, bench.core.outstanding()), (0, 0), "{status:?}");
+        assert!(
+            matches!(work.transfers()[0].status(), TransferStatus::Failed(error) if error.cause == Cause::CoreLost)
+        );
+    }
+}
+
 /// Control is busy elsewhere for minutes, and Works wait for a rail meanwhile.
 #[test]
 fn asking_for_rails_leaves_room_for_what_may_not_be_refused() {

@@ -81,6 +81,8 @@ pub struct Core {
     holds: Vec<Hold>,
     free_holds: Vec<u32>,
     completions: Box<[Completion]>,
+    /// Those of `completions` that were not looked at yet.
+    unread: std::ops::Range<usize>,
     chain: Vec<WorkRequest>,
     entries: Vec<InFlight>,
     next_watch: Nanos,
@@ -116,6 +118,7 @@ impl Core {
             holds: Vec::with_capacity(ACTIVE_WORKS),
             free_holds: Vec::with_capacity(ACTIVE_WORKS),
             completions: vec![Completion::EMPTY; POLL_BATCH].into_boxed_slice(),
+            unread: 0..0,
             chain: Vec::with_capacity(CHAIN_MAX),
             entries: Vec::with_capacity(CHAIN_MAX),
             next_watch: Nanos::ZERO,

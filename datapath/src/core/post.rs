@@ -72,13 +72,13 @@ impl Core {
     /// Where every rail is busy, what is small goes to the one that will be through first, and does not wait until credit has come back
     /// in a large piece.
     fn post_small(&mut self, peer: usize, now: Nanos) -> usize {
-        if self.peers[peer].small.head == NONE {
-            return 0;
-        }
+        let small = self.peers[peer].small.head;
+        let Some(work) = (small != NONE).then(|| self.works[small as usize].work.as_ref()).flatten() else { return 0 };
+        let route = &work.remote().route;
         let mut soonest: Option<(u64, usize)> = None;
         for &rail in &self.peers[peer].rails {
             let seat = &self.rails[rail as usize];
-            if seat.state != RailState::Up {
+            if seat.state != RailState::Up || !route.allows(seat.peer_nic.fabric()) {
                 continue;
             }
             if seat.credit.is_nearly_empty() {

@@ -51,6 +51,8 @@ impl Core {
         if self.trust == Trust::Blind {
             return 0;
         }
+        // What a panic left: a queue gives each only once.
+        self.read(now);
         for nic in 0..self.nics.len() {
             for _ in 0..POLLS_PER_TURN {
                 let got = match self.nics[nic].cq.poll(&mut self.completions) {
@@ -60,10 +62,8 @@ impl Core {
                         0
                     }
                 };
-                for index in 0..got {
-                    let completion = self.completions[index];
-                    self.complete(completion, now);
-                }
+                self.unread = 0..got;
+                self.read(now);
                 self.counters.completions.add(got as u64);
                 reaped += got;
                 if got < POLL_BATCH {
@@ -73,6 +73,13 @@ impl Core {
             reaped += self.nics[nic].cq.served();
         }
         reaped
+    }
+
+    fn read(&mut self, now: Nanos) {
+        while let Some(index) = self.unread.next() {
+            let completion = self.completions[index];
+            self.complete(completion, now);
+        }
     }
 
     /// Outcomes on this NIC may be lost: said once; control takes the NIC out, and its queue pairs are destroyed when
@@ -94,9 +101,11 @@ impl Core {
         let in_flight = self.rails[rail].credit.in_flight();
         let mut arrived = Arrived::default();
         let ended = before + u32::from(completion.status == WcStatus::SUCCESS);
+        // The completion that told of one of these may be what a panic lost: that a later one came says that they are over, not how.
+        let lost = self.trust != Trust::Whole;
         let doubted = !self.qps[slot].reads_are_proven && self.has_reads(slot, ended) && self.is_in_error(slot);
         for nth in 0..ended {
-            if doubted && self.has_reads(slot, 1) {
+            if lost || doubted && self.has_reads(slot, 1) {
                 self.retire_failed(slot, Completion { status: WcStatus::UNPROVEN, vendor_err: 0, ..completion }, now);
             } else {
                 self.retire_done(slot, (nth == before).then_some(now), now, &mut arrived);

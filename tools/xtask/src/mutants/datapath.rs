@@ -366,4 +366,10 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[Edit { file: POST, from: "self.post_small(peer, now);", to: "0;" }],
         catcher: STRIPING.test("a_small_transfer_waits_for_what_is_posted_and_costs_the_bulk_nothing"),
     },
+    Mutant {
+        name: "lost-core-vouches",
+        without: "a completion that comes after a panic does not vouch for the requests before it",
+        edits: &[Edit { file: REAP, from: "if lost || doubted &&", to: "if doubted &&" }],
+        catcher: REFUSALS.test("what_a_panic_lost_is_not_taken_for_done"),
+    },
 ];
