@@ -39,7 +39,7 @@ pub struct TlsFiles {
 
 pub(crate) type ReadVariable = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
-/// Options of an engine. Each has the MC_* variable that docs/configuration.md names; an option set here wins over the
+/// Options of an engine. Most have an MC_* variable, which docs/configuration.md names; an option set here wins over the
 /// environment. A wrong value is an error of [`EngineBuilder::build`] that names the range.
 #[derive(Default)]
 pub struct EngineBuilder {

@@ -26,7 +26,7 @@ pub struct IncidentInfo {
     pub peer: String,
     /// The peer's NIC.
     pub peer_nic: String,
-    /// Completion status as ibv_wc_status numbers it (254 and 255 are ours: given up, stalled); `None` where no
+    /// Completion status as ibv_wc_status numbers it (253 to 255 are ours: unproven, given up, stalled); `None` where no
     /// completion told of it.
     pub status: Option<u32>,
     /// The status in words.

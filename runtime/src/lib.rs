@@ -1,4 +1,5 @@
-//! moonrail moves bytes between the registered memory of two machines over every RDMA NIC they have.
+//! moonrail moves bytes between the registered memory of two processes: over every RDMA NIC of their machines, through
+//! shared memory on one host, or over TCP.
 //!
 //! ```text
 //!   your threads                         data cores, one pinned thread each        peer
@@ -34,7 +35,8 @@
 //! let offered = store.allocate(1 << 20, "*")?;
 //! offered.write(0, b"forty-two")?;
 //!
-//! // On the other, with .metadata("etcd://10.0.0.1:2379") or without a metadata server:
+//! // On the other. Both have the same .metadata("etcd://10.0.0.1:2379"); without a metadata server, open the HOST:PORT
+//! // that `Engine::name` of the first node tells.
 //! let worker = Engine::builder().name("worker");
 //! # let worker = configure(worker, 2);
 //! let worker = worker.build()?;
@@ -50,8 +52,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Every option of [`EngineBuilder`] has a variable of Mooncake's beside it (docs/configuration.md). Every error says what
-//! to do next. No call waits without a bound.
+//! Most options of [`EngineBuilder`] have a variable of Mooncake's beside them; docs/configuration.md names those without.
+//! Every error says what to do next. No call waits without a bound.
 //!
 //! The order in which data meets the modules: [`builder`] and [`config`] decide, [`topology`] places, [`engine`] is the
 //! node, [`incident`] and [`inspect`] what can be read of it; [`region`] is memory; [`segment`] finds a peer's; [`batch`] moves bytes; [`notify`] tells the peer about it.

@@ -431,7 +431,7 @@ the engine is built. An option that is set in the program wins. A wrong value in
 range; a wrong value in the environment is a warning, and the default holds, as in Mooncake.
 
 `name`, `metadata`, `metadata_user`, `metadata_tls`, `nics`, `nic_priority_matrix`, `nics_from`, `cores`, `core_cpus`,
-`pin_cores`, `poll_mode`, `prefer`, `log` and `environment` have no variable. `cores` takes 1 to 64 (default: CPUs minus 1, at least
+`pin_cores`, `poll_mode`, `prefer`, `metrics_http`, `log` and `environment` have no variable. `cores` takes 1 to 64 (default: CPUs minus 1, at least
 1); `poll_mode` is adaptive unless busy polling is asked for. `inspect` has one of ours, `MOONRAIL_INSPECT`
 ([operating.md](operating.md), section 6).
 
