@@ -135,6 +135,23 @@ fn rdma_that_fails_hands_over_to_tcp_and_takes_over_again_when_it_is_back() {
     assert!(net.until(Nanos::from_secs(1), |net| usable(net, Fabric::Tcp) == 0), "nobody uses it any more");
 }
 
+/// A better way that failed, and may work again, is tried beside the one that is used.
+#[test]
+fn shared_memory_that_fails_for_now_is_taken_back_when_it_works() {
+    let (mut net, ours) = pair(1, 1, 0, true);
+    ours.shm.say(Verdict::Fails);
+    open(&mut net, None);
+    let moved = net.until(Nanos::from_secs(4), |net| {
+        wanted(net);
+        usable(net, Fabric::Tcp) == 1
+    });
+    assert!(moved, "{:#?} {:#?}", ways(&mut net), net.rails(0));
+    net.run(Nanos::from_secs(2));
+    ours.shm.say(Verdict::Connects);
+    settles_on(&mut net, Fabric::Shm, 1, Nanos::from_secs(5));
+    assert!(net.until(Nanos::from_secs(1), |net| usable(net, Fabric::Tcp) == 0), "nobody uses it any more");
+}
+
 /// As a core asks again and again while Works wait for the peer.
 fn wanted(net: &mut Net) {
     let event = CoreEvent::Wanted { peer: PeerId(0) };

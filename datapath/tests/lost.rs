@@ -119,6 +119,23 @@ fn another_core_goes_on_and_gets_what_comes() {
     }
 }
 
+/// Where no core has a rail yet, the least loaded one is asked to wait for it: a lost one has nothing to do.
+#[test]
+fn without_a_rail_work_goes_to_a_core_that_can_wait_for_one() {
+    let mut bench = Bench::new(35, 2);
+    bench.lose(0);
+    bench.turns(2000);
+    let key = moonrail_datapath::core::RailKey { rail: moonrail_datapath::units::RailId(3), life: 0 };
+    bench.rig.retire(1, key);
+    assert!(bench.rig.run_until(SECOND, |r| r.peer.routes() == 0));
+    let work = bench.submit(Op::Write);
+    bench.turns(3000);
+    assert!(!work.completion().is_done(), "{:?}", work.first_error());
+    bench.rig.connect(1, 1, 1, 2);
+    assert!(bench.rig.run_until(SECOND, |_| work.completion().is_done()));
+    assert_eq!(work.first_error(), None);
+}
+
 #[test]
 fn one_that_panics_again_looks_at_its_nics_no_more_and_control_destroys_what_it_had() {
     for op in [Op::Read, Op::Write] {

@@ -312,7 +312,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         name: "better-fabric-is-forgotten",
         without: "a better fabric that works again is taken back",
         edits: &[Edit { file: WAYS, from: "chosen | retried\n", to: "chosen | (retried & 0)\n" }],
-        catcher: FABRICS.test("rdma_that_fails_hands_over_to_tcp_and_takes_over_again_when_it_is_back"),
+        catcher: FABRICS.test("shared_memory_that_fails_for_now_is_taken_back_when_it_works"),
     },
     Mutant {
         name: "peer-is-never-charged",

@@ -352,7 +352,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         name: "lost-core-is-chosen",
         without: "nobody gives work to a core that has panicked while there is another",
         edits: &[Edit { file: WATCH, from: "if lost { u64::MAX } else", to: "if lost { 0 } else" }],
-        catcher: LOST.test("another_core_goes_on_and_gets_what_comes"),
+        catcher: LOST.test("without_a_rail_work_goes_to_a_core_that_can_wait_for_one"),
     },
     Mutant {
         name: "lost-core-keeps-its-nics",
