@@ -1,4 +1,4 @@
-//! How soon to try again, and with which MTU: pure.
+//! How soon to try again, and with which MTU: pure. Who repairs a rail is `brain/shake.rs` (`attempt`); who hears that it is lost, `brain/life.rs`.
 
 use moonrail_datapath::random::Random;
 use moonrail_datapath::units::{Mtu, Nanos};
