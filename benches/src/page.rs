@@ -55,7 +55,7 @@ fn replaced(text: &str, name: &str, made: &str) -> Option<String> {
 fn circumstances(record: &Value) -> String {
     let text = |key: &str| record[key].as_str().unwrap_or("unknown");
     format!(
-        "Commit {}, {}, {} ({} processors), Linux {}, {}, load before it {}.",
+        "Commit {}, {}, {} ({} processors), Linux {}, {}, load at its end {}.",
         text("commit"),
         text("date"),
         text("machine"),

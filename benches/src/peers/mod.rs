@@ -5,6 +5,8 @@
 //! Over shared memory the same without Mooncake, whose published build has none. One cell is measured by each side in turn,
 //! several times; the figure is the median of the ratios of a repetition.
 //!
+//! Who is not measured stands still: our target and Mooncake's sleep by themselves, NIXL's is stopped.
+//!
 //! What is not equal is against us: our blocks lie one block apart, so that they cannot be merged into one request;
 //! `transfer_engine_bench` with one thread has them side by side. NIXL's batches are prepared once and posted again.
 

@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// Longest time for anything: to start, to measure one cell, to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -57,6 +59,13 @@ impl Process {
             };
             return Err(format!("{} {problem}; it said:\n{}", self.what, String::from_utf8_lossy(&said)).into());
         }
+    }
+
+    /// Stops it, so that it takes nothing of the processors while others are measured; or lets it go on.
+    pub(super) fn pause(&self, paused: bool) -> Result<(), Box<dyn Error>> {
+        let signal = if paused { Signal::STOP } else { Signal::CONT };
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).ok_or("no process")?;
+        kill_process(pid, signal).map_err(|e| format!("{} cannot be stopped: {e}", self.what).into())
     }
 
     /// Writes a line to its input.

@@ -141,7 +141,7 @@ pub(crate) struct Nixl {
     version: String,
     initiator: Process,
     remote: u64,
-    _target: Process,
+    target: Process,
 }
 
 impl Nixl {
@@ -161,7 +161,15 @@ impl Nixl {
         ask(&mut initiator, &json!({ "do": "connect", "metadata": there["metadata"] }))?;
         let remote = there["addr"].as_u64().ok_or("no address")?;
         let version = installed(&programs.nixl.join("lib/python3.11/site-packages"), "nixl_cu12")?;
-        Ok(Self { version, initiator, remote, _target: target })
+        let side = Self { version, initiator, remote, target };
+        side.pause(true)?;
+        Ok(side)
+    }
+
+    /// The target's thread never sleeps: while others are measured it would have a processor to itself.
+    fn pause(&self, paused: bool) -> Result<(), Box<dyn Error>> {
+        self.target.pause(paused)?;
+        self.initiator.pause(paused)
     }
 }
 
@@ -182,13 +190,16 @@ impl Side for Nixl {
 
     fn batches_per_second(&mut self, cell: Cell, seconds: f64) -> Result<f64, Box<dyn Error>> {
         let Cell { op, block, batch, .. } = cell;
+        self.pause(false)?;
         let answer = ask(
             &mut self.initiator,
             &json!({
                 "do": "measure", "op": op, "remote": self.remote, "block": block, "stride": stride(block),
                 "batch": batch, "seconds": seconds,
             }),
-        )?;
+        );
+        self.pause(true)?;
+        let answer = answer?;
         match (answer["batches"].as_f64(), answer["seconds"].as_f64()) {
             (Some(batches), Some(seconds)) if batches > 0.0 => Ok(batches / seconds),
             _ => Err(format!("nothing was measured: {answer}").into()),
