@@ -113,7 +113,7 @@ impl BatchBuilder<'_> {
         self
     }
 
-    /// Submits everything, or nothing. Over shared memory up to 256 KiB to one peer, all READs or all WRITEs, are copied by the calling
+    /// Submits everything, or nothing. Over shared memory up to 512 KiB to one peer, all READs or all WRITEs, are copied by the calling
     /// thread before this returns (some 10 us; to hand them to a core would take longer). Does not block, unless a range lies outside what the peer had published: then the
     /// peer's descriptor is fetched once more.
     ///

@@ -70,7 +70,7 @@ fn a_batch_is_copied_at_once_up_to_its_limit_and_a_wrong_range_is_told_as_ever()
     let transfer = |at: u64, len: u64| Transfer::write_from(&pair.local, at, pair.remote.addr() + at, len);
     let copies = || pair.near.counters().copies;
     let before = copies();
-    submit(&[transfer(0, 256 << 10)]).unwrap().wait(LONG).unwrap();
+    submit(&[transfer(0, 512 << 10)]).unwrap().wait(LONG).unwrap();
     assert_eq!(copies() - before, 1);
     let outside = Transfer { local: pair.local.addr() + (1 << 20) - 8, ..transfer(0, 64) };
     assert!(matches!(submit(&[transfer(0, 8), outside]), Err(SubmitError::NotRegistered { index: 1, .. })));
