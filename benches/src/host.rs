@@ -182,7 +182,8 @@ fn measure(load: Load, way: &mut dyn Way, span: Duration) -> Result<(f64, f64), 
     Ok((rate, median(&mut times)))
 }
 
-fn median(values: &mut [f64]) -> f64 {
+/// Sorts them, too.
+pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }

@@ -18,6 +18,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use crate::host::median;
 use crate::record::Found;
 use sides::{Mooncake, Nixl, Ours, Side};
 
@@ -141,10 +142,4 @@ fn measure(
         }));
     }
     Ok(cases)
-}
-
-/// Sorts them, too.
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

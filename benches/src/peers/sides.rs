@@ -60,10 +60,7 @@ impl Ours {
         let json = said.lines().position(|line| line == "{").ok_or_else(|| format!("no JSON: {said}"))?;
         let text: String = said.lines().skip(json).collect();
         let run = &serde_json::from_str::<Value>(&text)?["runs"][0];
-        match (run["batches"].as_f64(), run["seconds"].as_f64()) {
-            (Some(batches), Some(seconds)) if batches > 0.0 => Ok(batches / seconds),
-            _ => Err(format!("nothing was measured: {said}").into()),
-        }
+        rate_of(run)
     }
 }
 
@@ -199,11 +196,15 @@ impl Side for Nixl {
             }),
         );
         self.pause(true)?;
-        let answer = answer?;
-        match (answer["batches"].as_f64(), answer["seconds"].as_f64()) {
-            (Some(batches), Some(seconds)) if batches > 0.0 => Ok(batches / seconds),
-            _ => Err(format!("nothing was measured: {answer}").into()),
-        }
+        rate_of(&answer?)
+    }
+}
+
+/// Batches a second of a measurement that tells how many there were, and in what time.
+fn rate_of(measured: &Value) -> Result<f64, Box<dyn Error>> {
+    match (measured["batches"].as_f64(), measured["seconds"].as_f64()) {
+        (Some(batches), Some(seconds)) if batches > 0.0 => Ok(batches / seconds),
+        _ => Err(format!("nothing was measured: {measured}").into()),
     }
 }
 
