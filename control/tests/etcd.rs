@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use moonrail_control::metadata::store::{Credentials, Fault, TlsFiles};
 use moonrail_control::metadata::{Change, Lease, MetadataUri, StoreClient, StoreError, StoreOptions};
-use support::{EtcdServer, eventually, free_port};
+use support::ports::free_port;
+use support::{EtcdServer, eventually};
 
 fn open(endpoints: &str, options: &StoreOptions) -> StoreClient {
     match MetadataUri::parse(&format!("etcd://{endpoints}")) {

@@ -43,7 +43,7 @@ fn what_this_node_itself_gets_wrong() {
 fn a_metadata_server_that_is_away_frozen_another_or_hidden() {
     let mut server = Some(EtcdServer::start());
     let at = server.as_ref().map(EtcdServer::endpoint).unwrap();
-    let line = format!("--metadata etcd://{at} --name 127.0.0.1:{}", etcd::free_port());
+    let line = format!("--metadata etcd://{at} --name 127.0.0.1:{}", etcd::ports::free_port());
     let healthy = Look::of(&line, &[("MC_TCP_BIND_ADDRESS", "127.0.0.1"), ("http_proxy", ""), ("https_proxy", "")]);
     assert_eq!(healthy.first("FAIL"), &Value::Null, "{:#?}", healthy.checks);
     let bad: Vec<_> = healthy.checks.iter().filter(|c| c["verdict"] == "WARN" && c["check"] != "address").collect();

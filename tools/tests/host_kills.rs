@@ -8,6 +8,7 @@ mod host_support;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use host_support::ports::free_port;
 use host_support::process::Process;
 use host_support::{START, wait_for};
 use moonrail::{Engine, Fabric, Transfer, WaitError};
@@ -59,10 +60,6 @@ impl Held {
 fn engine(fabric: Fabric) -> Engine {
     let builder = Engine::builder().environment(|_| None).name("127.0.0.1").fabrics([fabric]).cores(1).pin_cores(false);
     builder.log(|_, _| {}).build().expect("an engine")
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port()
 }
 
 fn median(spans: &mut [Duration]) -> Duration {

@@ -6,9 +6,10 @@ mod interop_support;
 #[path = "interop_support/stores.rs"]
 mod stores;
 
+use host_support::ports::free_port;
 use interop_support::{Folder, LOOPBACK, Node, Ours, Stock, Table, cell, extent};
 use moonrail::{Fabric, Op};
-use stores::{Store, free_port};
+use stores::Store;
 
 fn ours(name: &str, store: &Store) -> Ours {
     Ours::start(Ours::builder(name, store.uri(), LOOPBACK).fabrics([Fabric::Tcp]))

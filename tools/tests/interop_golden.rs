@@ -15,12 +15,13 @@ use std::thread;
 use std::time::Duration;
 
 use golden::{Part, change, get, keep};
+use host_support::ports::free_port;
 use host_support::wait_for;
 use interop_support::{LOOPBACK, Node, Ours, Stock};
 use moonrail::{Fabric, Op};
 use recorder::{Recorder, Taken};
 use serde_json::json;
-use stores::{Store, free_port};
+use stores::Store;
 
 const BYTES: &[u8; 16] = b"sixteen of these";
 

@@ -6,10 +6,11 @@ mod interop_support;
 #[path = "interop_support/stores.rs"]
 mod stores;
 
+use host_support::ports::free_port;
 use interop_support::{Folder, LOOPBACK, MATRIX, Node, Ours, Stock, Table, Variables, cell, extent};
 use moonrail::{Fabric, Op};
 use serde_json::json;
-use stores::{Store, free_port};
+use stores::Store;
 
 struct Case {
     what: &'static str,

@@ -10,9 +10,10 @@ use std::path::Path;
 use std::process::Command;
 
 use host_support::RUN;
+use host_support::ports::free_port;
 use host_support::process::{Process, moonrail};
 use interop_support::{Folder, LOOPBACK, Table, transfer_engine_bench};
-use stores::{Store, free_port};
+use stores::Store;
 
 fn script(target: &str, initiator: &str, store: &str, folder: &Path) -> Result<String, String> {
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/bench.sh"));

@@ -264,36 +264,46 @@ fn path_mtus_that_differ_carry_small_packets_only() {
 /// READ, and the responder sends one for each 1024. It takes those that fit into its count, asks again for what is left, and
 /// reckons from where by its own packets (`req_retry` of rxe_req.c: whole multiples of 4096). From the third time on the
 /// bytes are not those of their place: 7 + 4 + 3 + 2 + 1 + 1 + 1 KiB of 64. It calls that success. It asks again at once only
-/// if something is behind the READ; the last of a queue runs out of retries instead (the test above).
+/// if something is behind the READ; the last of a queue runs out of retries instead (the test above). So does this one now
+/// and then (seen once in CI), hence several rounds.
 #[test]
 fn path_mtus_that_differ_bring_wrong_bytes_and_call_it_success() {
     const LEN: u64 = 64 << 10;
+    const ROUNDS: u32 = 8;
     let lab = Lab::enter("mtu-wrong");
     let mtu = [Mtu::B4096, Mtu::B1024][lab.node as usize];
-    let mut pair = Pair::connect(&lab, "rail", Options { mtu, ..Options::default() });
-    // Each KiB is filled with its number.
-    let numbered: Vec<u8> = (0..2 * LEN).map(|at| (at / 1024) as u8 + 1).collect();
-    if lab.node == 1 {
-        pair.memory.write(0, &numbered).unwrap();
+    let mut believed = 0;
+    for round in 0..ROUNDS {
+        let mut pair = Pair::connect(&lab, &format!("rail-{round}"), Options { mtu, ..Options::default() });
+        // Each KiB is filled with its number.
+        let numbered: Vec<u8> = (0..2 * LEN).map(|at| (at / 1024) as u8 + 1).collect();
+        if lab.node == 1 {
+            pair.memory.write(0, &numbered).unwrap();
+        }
+        lab.barrier();
+        if lab.node == 0 {
+            let reads = [0, 1].map(|i| pair.request(Op::Read, i, u64::from(i) * LEN, u64::from(i) * LEN, LEN as u32));
+            assert_eq!(pair.post.post(&reads).accepted, 2);
+            let first = take(pair.cq.as_mut(), 1)[0];
+            let mut landed = vec![0; LEN as usize];
+            pair.memory.read(0, &mut landed).unwrap();
+            let numbers: Vec<u8> = landed.chunks(1024).map(|kib| kib[0]).collect();
+            let wrong = numbers.iter().zip(1..).filter(|(seen, wanted)| *seen != wanted).count();
+            println!("a READ of 64 KiB: {:?}, {wrong} KiB wrong: {numbers:?}", first.status);
+            match first.status {
+                WcStatus::SUCCESS => {
+                    assert_eq!(wrong, 19, "this kernel's rxe does otherwise: see docs/testing.md");
+                    believed += 1;
+                }
+                told => assert_eq!(told, WcStatus::RETRY_EXC_ERR),
+            }
+            pair.admin.to_error().unwrap();
+        }
+        lab.barrier();
     }
-    lab.barrier();
     if lab.node == 0 {
-        let reads = [0, 1].map(|i| pair.request(Op::Read, i, u64::from(i) * LEN, u64::from(i) * LEN, LEN as u32));
-        assert_eq!(pair.post.post(&reads).accepted, 2);
-        let first = take(pair.cq.as_mut(), 1)[0];
-        let mut landed = vec![0; LEN as usize];
-        pair.memory.read(0, &mut landed).unwrap();
-        let numbers: Vec<u8> = landed.chunks(1024).map(|kib| kib[0]).collect();
-        let wrong = numbers.iter().zip(1..).filter(|(seen, wanted)| *seen != wanted).count();
-        println!("a READ of 64 KiB: {:?}, {wrong} KiB wrong: {numbers:?}", first.status);
-        assert_eq!(
-            (first.status, wrong),
-            (WcStatus::SUCCESS, 19),
-            "this kernel's rxe does otherwise: see docs/testing.md"
-        );
-        pair.admin.to_error().unwrap();
+        assert!(believed > 0, "this kernel's rxe does otherwise in {ROUNDS} rounds: see docs/testing.md");
     }
-    lab.barrier();
 }
 
 /// A READ that the responder cannot answer whole, and that is then called success: while READs are under way the responder's

@@ -48,7 +48,7 @@ fn what_runs_is_alive_what_was_killed_is_stale_and_prune_takes_exactly_that() {
     let mut node = Process::start("serve", command);
     node.says("listening on ", START);
     // What a stock node left that was killed: no lease, a port that nobody has.
-    let free = etcd::free_port();
+    let free = etcd::ports::free_port();
     put_for_ever(
         &server,
         "mooncake/rpc_meta/old",

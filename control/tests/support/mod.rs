@@ -5,14 +5,18 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary includes this module and uses its own part")]
 
+pub(crate) mod ports;
+
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+
+use ports::free_port;
 
 /// Longest wait for etcd to answer after its start, on a machine that is busy with other tests.
 const STARTS_WITHIN: Duration = Duration::from_secs(30);
@@ -178,12 +182,6 @@ impl Drop for EtcdServer {
         let _ = self.child.wait();
         let _ = std::fs::remove_dir_all(&self.dir);
     }
-}
-
-/// A loopback port that nobody listens on now.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a loopback port");
-    listener.local_addr().expect("its number").port()
 }
 
 /// Asks `probe` every 50 ms until it says yes.

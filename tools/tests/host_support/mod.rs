@@ -4,6 +4,10 @@
 #[path = "../lab_support/process.rs"]
 pub(crate) mod process;
 
+#[allow(clippy::duplicate_mod, reason = "what some tests take from control's support as well")]
+#[path = "../../../control/tests/support/ports.rs"]
+pub(crate) mod ports;
+
 use std::time::{Duration, Instant};
 
 /// For a process to start, or to end.

@@ -1,10 +1,11 @@
 //! Metadata servers on free ports of this host: etcd, and Mooncake's own HTTP server.
 #![allow(dead_code)] // each test target uses a part
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::host_support::ports::free_port;
 use crate::host_support::process::Process;
 use crate::interop_support::python;
 
@@ -63,11 +64,6 @@ impl Drop for Store {
             let _ = std::fs::remove_dir_all(folder);
         }
     }
-}
-
-/// A port that was free a moment ago.
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port()
 }
 
 fn listening(port: u16) {
