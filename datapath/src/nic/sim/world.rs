@@ -1,5 +1,7 @@
 //! The simulated network's state and what happens in it as time passes.
 
+mod faults;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::io;
@@ -9,7 +11,7 @@ use super::{SimLedger, SimOptions};
 use crate::nic::{AsyncEvent, Completion, GidEntry, GidKind, Op, Posted, RtrAttr, RtsAttr, WcStatus, WorkRequest};
 use crate::random::Random;
 use crate::region::Memory;
-use crate::units::{Gid, GidIndex, Lkey, Mtu, Nanos, PortNum, Qpn, Rkey};
+use crate::units::{Gid, GidIndex, Lkey, Mtu, Nanos, Qpn, Rkey};
 
 struct NicState {
     node: String,
@@ -643,112 +645,12 @@ impl World {
         cq.entries.insert(place, Completion { wr_id: request.wr_id, status, vendor_err, qpn });
     }
 
-    pub(super) fn set_link(&mut self, nic: usize, up: bool) {
-        if self.nics[nic].link_up == up {
-            return;
-        }
-        self.nics[nic].link_up = up;
-        let port = PortNum(1);
-        self.nics[nic].events.push_back(if up { AsyncEvent::PortActive(port) } else { AsyncEvent::PortError(port) });
-    }
-
-    pub(super) fn set_path(&mut self, a: usize, b: usize, up: bool) {
-        for (from, to) in [(a, b), (b, a)] {
-            self.nics[from].cut.retain(|&n| n != to);
-            self.nics[from].swallowing.retain(|&n| n != to);
-            self.nics[from].cutting.retain(|&n| n != to);
-            self.nics[from].rough.retain(|(n, _)| *n != to);
-            if !up {
-                self.nics[from].cut.push(to);
-            }
-        }
-    }
-
-    pub(super) fn swallow(&mut self, a: usize, b: usize) {
-        self.set_path(a, b, false);
-        self.nics[a].swallowing.push(b);
-        self.nics[b].swallowing.push(a);
-    }
-
-    pub(super) fn cut_short(&mut self, a: usize, b: usize) {
-        self.set_path(a, b, true);
-        self.nics[a].cutting.push(b);
-        self.nics[b].cutting.push(a);
-    }
-
     pub(super) fn cuts_reads(&self) -> bool {
         self.options.cuts_reads
     }
 
     pub(super) fn is_in_error(&self, qp: usize) -> bool {
         self.qps[qp].state == State::Err
-    }
-
-    pub(super) fn roughen(&mut self, a: usize, b: usize, loss: f64, delay: Nanos) {
-        self.set_path(a, b, true);
-        self.nics[a].rough.push((b, Rough { loss, delay }));
-        self.nics[b].rough.push((a, Rough { loss, delay }));
-    }
-
-    pub(super) fn set_speed(&mut self, nic: usize, bytes_per_second: u64) {
-        self.nics[nic].port_speed = Some(bytes_per_second);
-    }
-
-    pub(super) fn fail_device(&mut self, nic: usize) {
-        self.nics[nic].alive = false;
-        self.nics[nic].events.push_back(AsyncEvent::DeviceFatal);
-    }
-
-    pub(super) fn overrun_cqs(&mut self, nic: usize) {
-        for cq in self.cqs.iter_mut().filter(|cq| cq.nic == nic) {
-            cq.entries.clear();
-            cq.overrun = true;
-        }
-    }
-
-    pub(super) fn take_gid(&mut self, nic: usize) {
-        let nic = &mut self.nics[nic];
-        if let Some(at) = nic.gids.iter().position(|entry| !entry.gid.is_link_local()) {
-            nic.taken = Some(nic.gids.remove(at));
-            nic.events.push_back(AsyncEvent::GidChange(PortNum(1)));
-        }
-    }
-
-    pub(super) fn return_gid(&mut self, nic: usize) {
-        let nic = &mut self.nics[nic];
-        if let Some(mut entry) = nic.taken.take() {
-            entry.index = GidIndex(nic.gids.iter().map(|g| g.index.0 + 1).max().unwrap_or(0).max(entry.index.0 + 1));
-            nic.gids.push(entry);
-            nic.events.push_back(AsyncEvent::GidChange(PortNum(1)));
-        }
-    }
-
-    pub(super) fn kill_node(&mut self, node: &str) {
-        for nic in self.nics.iter_mut().filter(|n| n.node == node) {
-            nic.alive = false;
-        }
-    }
-
-    pub(super) fn freeze_node(&mut self, node: &str, frozen: bool) {
-        for nic in self.nics.iter_mut().filter(|n| n.node == node) {
-            nic.frozen = frozen;
-        }
-        for mut flight in std::mem::take(&mut self.held) {
-            flight.at = self.now;
-            self.flights.push(Reverse(flight));
-        }
-    }
-
-    pub(super) fn set_mtu(&mut self, nic: usize, mtu: Mtu) {
-        self.nics[nic].mtu = mtu;
-    }
-
-    pub(super) fn shuffle_gids(&mut self, nic: usize) {
-        let shift = 1 + self.random.below(3) as u32;
-        for entry in &mut self.nics[nic].gids {
-            entry.index = GidIndex(entry.index.0 + shift);
-        }
-        self.nics[nic].events.push_back(AsyncEvent::GidChange(PortNum(1)));
     }
 
     pub(super) fn ledger(&self) -> SimLedger {
