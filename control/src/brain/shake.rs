@@ -187,6 +187,7 @@ impl Brain {
         let mut hello =
             handshake::hello(&self.own_nic(state.nic), &state.peer_path, Some(ours), &self.own_extra(), ready);
         hello.extra.serial = Some(self.tokens);
+        hello.extra.peer_qpns = state.theirs().map(|theirs| theirs.qpns.clone()).unwrap_or_default();
         hello
     }
 

@@ -1,7 +1,7 @@
 //! The end that asks: what a reply to our hello means.
 
 use super::{OwnEnd, PeerEnd, Progress, peer_end};
-use crate::wire::Hello;
+use crate::wire::{Hello, rejection};
 use moonrail_datapath::units::{Gid, Lid};
 
 /// What follows from a reply.
@@ -32,16 +32,13 @@ pub fn judge(
     known: Option<(Gid, Lid)>,
     progress: Progress<'_>,
 ) -> Step {
-    let current = match progress {
-        Progress::Nothing => return Step::Ignore,
-        Progress::Asked(ours) | Progress::Half(ours, _) | Progress::Whole(ours, _) => ours,
-    };
-    if current.qpns != asked.qpns {
+    if progress.ours().is_none_or(|ours| ours.qpns != asked.qpns) {
         return Step::Ignore;
     }
     if let Some(text) = reply.refusal() {
         // Connected meanwhile by the peer's own hello, with the same queue pairs: that one counts.
         return match progress {
+            Progress::Half(..) if text == rejection::END_GONE => Step::Again(text.to_owned()),
             Progress::Half(..) | Progress::Whole(..) => Step::Ignore,
             _ => Step::Refused(text.to_owned()),
         };

@@ -81,6 +81,16 @@ pub enum Progress<'a> {
     Whole(&'a OwnEnd, &'a PeerEnd),
 }
 
+impl<'a> Progress<'a> {
+    /// Our end, once somebody may have been told of it.
+    pub fn ours(self) -> Option<&'a OwnEnd> {
+        match self {
+            Self::Nothing => None,
+            Self::Asked(ours) | Self::Half(ours, _) | Self::Whole(ours, _) => Some(ours),
+        }
+    }
+}
+
 /// A hello of ours: request, reply or (`ready`) acknowledgement. Without an end it connects nothing: a question.
 pub fn hello(nic: &OwnNic, peer_path: &str, end: Option<&OwnEnd>, node: &NodeExtra, ready: bool) -> Hello {
     Hello {

@@ -61,6 +61,12 @@ pub fn judge(
     if connected.is_some_and(same_life) {
         return Step::Repeat { whole: !request.speaks_ready_ack() };
     }
+    // Said before it heard of our newer end: joined, each end would be connected to another than the other's, and both would have to
+    // begin again.
+    let bound = &request.extra.peer_qpns;
+    if !bound.is_empty() && progress.ours().is_none_or(|ours| ours.qpns != *bound) {
+        return Step::Refuse(rejection::END_GONE.to_owned());
+    }
     let theirs = match peer_end(request, known) {
         Ok(end) if (1..=QPS_PER_RAIL_MAX).contains(&end.qpns.len()) => end,
         Ok(_) => return Step::Refuse(rejection::QP_COUNT.to_owned()),

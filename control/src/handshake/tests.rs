@@ -84,6 +84,26 @@ fn the_same_numbers_in_another_incarnation_are_other_queue_pairs() {
 }
 
 #[test]
+fn what_is_connected_to_an_end_that_is_gone_is_neither_joined_nor_kept() {
+    let (ours, before) = (end(&[1, 2]), theirs(&[7, 8], Some(1)));
+    let mut request = from_peer(&[11, 12], Some(1));
+    let same = theirs(&[11, 12], Some(1));
+    request.extra.peer_qpns = qpns(&[1, 2]);
+    assert_eq!(asked(&request, Progress::Asked(&ours)), responder::Step::Join(same.clone()), "our hello was answered");
+    assert_eq!(asked(&request, Progress::Half(&ours, &same)), responder::Step::Repeat { whole: false });
+    request.extra.peer_qpns = qpns(&[3, 4]);
+    let refused = responder::Step::Refuse(rejection::END_GONE.to_owned());
+    for progress in [Progress::Nothing, Progress::Asked(&ours), Progress::Half(&ours, &before)] {
+        assert_eq!(asked(&request, progress), refused, "{progress:?}");
+    }
+    // The other end of it: it was the peer's own hello that connected us, and the peer has given that up.
+    let refusal = Hello::refuse(rejection::END_GONE.to_owned());
+    let step = answered(&refusal, &ours, Progress::Half(&ours, &before));
+    assert!(matches!(step, initiator::Step::Again(_)), "{step:?}");
+    assert_eq!(answered(&refusal, &ours, Progress::Whole(&ours, &before)), initiator::Step::Ignore);
+}
+
+#[test]
 fn with_different_counts_a_stock_peer_is_followed_and_of_two_moonrails_the_smaller() {
     use responder::Step;
     let ours = end(&[1, 2]);

@@ -115,6 +115,9 @@ pub struct HelloExtra {
     /// With `fence_qpns`: they are not in error, nothing of the sender's is on its way on them, and it will post no more if
     /// the receiver's end is idle and retired. An end in use is left alone, and not among `fenced_qpns`.
     pub if_idle: bool,
+    /// Queue pairs of the *receiver* that those of `qp_num` are connected to; empty: to none yet. A receiver that has others by now
+    /// cannot connect to these any more.
+    pub peer_qpns: Vec<Qpn>,
     /// Answer to `fence_qpns`: those of the *receiver's* queue pairs whose other end is retired at the sender.
     pub fenced_qpns: Vec<Qpn>,
 }
@@ -143,6 +146,8 @@ struct Written<'a> {
     incarnation: &'a Option<Incarnation>,
     #[serde(skip_serializing_if = "Option::is_none")]
     path_mtu: Option<u32>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    peer_qpns: Vec<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     serial: Option<u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -159,6 +164,7 @@ impl Serialize for HelloExtra {
             if_idle: self.if_idle,
             incarnation: &self.node.incarnation,
             path_mtu: self.path_mtu.map(Mtu::bytes),
+            peer_qpns: self.peer_qpns.iter().map(|q| q.get()).collect(),
             serial: self.serial,
             sq_psn: self.sq_psn.iter().map(|p| p.get()).collect(),
         }
@@ -182,6 +188,7 @@ struct Read<'a> {
     incarnation: Option<&'a RawValue>,
     path_mtu: Option<&'a RawValue>,
     path_mtus: Option<&'a RawValue>,
+    peer_qpns: Option<&'a RawValue>,
     serial: Option<&'a RawValue>,
     shm: Option<&'a RawValue>,
     sq_psn: Option<&'a RawValue>,
@@ -332,5 +339,6 @@ pub(crate) fn read_hello(raw: Option<&RawValue>) -> Result<HelloExtra, JsonError
         if_idle: json::boolean("moonrail.if_idle", read.if_idle)?,
         fence_qpns: numbers("moonrail.fence_qpns", read.fence_qpns, Qpn::new)?,
         fenced_qpns: numbers("moonrail.fenced_qpns", read.fenced_qpns, Qpn::new)?,
+        peer_qpns: numbers("moonrail.peer_qpns", read.peer_qpns, Qpn::new)?,
     })
 }

@@ -9,6 +9,9 @@ pub const ACK_STALE: &str = "Received stale RDMA ready ACK with mismatched peer 
 /// The two lists of queue pairs differ in length. The text names the wrong variable, as upstream does; the one to
 /// set equal on both ends is `MC_NUM_QP_PER_EP`.
 pub const QP_COUNT: &str = "QP count mismatch in peer and local endpoints, check MC_MAX_EP_PER_CTX";
+/// The sender is connected to queue pairs of ours that are gone (a moonrail node says to which, a stock one never does): nothing
+/// can be connected to its own any more.
+pub const END_GONE: &str = "The queue pairs that this end is connected to are gone; connect anew";
 /// `notify_rq_depth` above 65535.
 pub const NOTIFY_DEPTH: &str = "Invalid handshake notify_rq_depth";
 

@@ -269,6 +269,7 @@ impl Draw {
             missed_changes: percent(100),
             slow_jobs: percent(40),
             missed_turns: percent(90),
+            words_take: Nanos::from_millis(percent(400)),
         }
     }
 }

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use moonrail_control::brain::{
     Action, Answer, Brain, BrainConfig, BrainNic, Call, CallId, ConnId, Event, StoreOp, Token,
 };
-use moonrail_control::connect::NicFacts;
+use moonrail_control::connect::{JobKind, NicFacts};
 use moonrail_control::fabric::FabricPolicy;
 use moonrail_control::gid;
 use moonrail_control::metadata::{BufferEntry, KeySpace, PriorityMatrix, RpcMeta};
@@ -47,6 +47,8 @@ pub(crate) struct Weather {
     pub(crate) missed_changes: u64,
     /// Device jobs that block for a second, as RTR does where a neighbour is slow to answer.
     pub(crate) slow_jobs: u64,
+    /// Longest that a request or a reply of the handshake is under way, beyond half a millisecond.
+    pub(crate) words_take: Nanos,
     /// Turns that a core misses.
     pub(crate) missed_turns: u64,
 }
@@ -453,6 +455,15 @@ impl Cluster {
         Nanos::from_micros(20 + self.choices.below(500))
     }
 
+    /// Of a request or a reply of the handshake.
+    fn word_delay(&mut self) -> Nanos {
+        let usual = self.delay();
+        match self.weather.words_take {
+            Nanos::ZERO => usual,
+            longest => usual.plus(Nanos(self.choices.below(longest.0))),
+        }
+    }
+
     fn tell(&mut self, node: usize, event: Event) {
         let mut out = vec![];
         self.nodes[node].brain.handle(event, self.now, &mut out);
@@ -505,7 +516,7 @@ impl Cluster {
                     // Only the first copy's reply is waited for.
                     let token = if copy == 0 { token } else { Token(u64::MAX) };
                     let (host, frame) = (host.clone(), frame.clone());
-                    let delay = self.delay();
+                    let delay = self.word_delay();
                     self.after(delay, node, Delivery::Dial { from: node, life, token, host, port, frame });
                 }
             }
@@ -516,7 +527,7 @@ impl Cluster {
                 }
                 self.corrupt(&mut frame);
                 if self.choices.below(100) >= self.weather.lost_replies {
-                    let delay = self.delay();
+                    let delay = self.word_delay();
                     self.after(delay, from, Delivery::Event(Event::Dialed { token, result: Ok(frame) }));
                 }
             }
@@ -537,7 +548,10 @@ impl Cluster {
                 self.nodes[node].watched.insert(key);
             }
             Action::Run(job) => {
-                let slow = self.happens(self.weather.slow_jobs);
+                let nic = self.nodes[node].nic_ids.get(usize::from(job.nic.0));
+                let unanswered = nic.is_some_and(|nic| !self.world.neighbours_answer(*nic));
+                let blocks = unanswered && matches!(job.kind, JobKind::Connect { .. });
+                let slow = blocks || self.happens(self.weather.slow_jobs);
                 let delay = if slow { Nanos::from_secs(1) } else { self.delay() };
                 self.after(delay, node, Delivery::Job(Box::new(job)));
             }

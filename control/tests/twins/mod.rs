@@ -260,6 +260,34 @@ fn twin_total_loss_on_one_nic() {
     });
 }
 
+/// What one NIC sends is lost, questions for its neighbours' addresses too, and words take as long as between busy machines:
+/// each end's attempts pass the other's on the way. (In the lab such rails stood for 12 s after the return: each end joined in
+/// turn what the other had just given up.)
+#[test]
+fn twin_nic_that_loses_everything_it_sends_while_words_are_slow() {
+    for seed in 1..=10 {
+        let mut scene = Scene::open(seed, seed % 2 == 0);
+        scene.cluster.weather.words_take = Nanos::from_millis(600);
+        let (nic, paths) = (scene.port(1, 0), scene.paths());
+        let carries = |scene: &Scene, all: bool| {
+            scene.cluster.world.set_neighbours(nic, all);
+            for (a, b) in paths {
+                scene.cluster.world.set_path(a, b, all);
+            }
+        };
+        scene.mark();
+        carries(&scene, false);
+        let gap = scene.goes_on();
+        assert!(gap <= AFTER_LOSS, "{gap:?}\n{}", scene.logs());
+        scene.carry(Nanos::from_secs(6));
+        carries(&scene, true);
+        let back = scene.all_back();
+        assert!(back <= BACK_WITHIN, "seed {seed}: {back:?}\n{}", scene.logs());
+        scene.no_errors();
+        assert_eq!((scene.incidents(0), scene.incidents(1)), (1, 1), "of both rails\n{}", scene.logs());
+    }
+}
+
 #[test]
 fn twin_5_percent_loss_and_50_ms() {
     each(|seed, p2p| {

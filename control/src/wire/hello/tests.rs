@@ -153,11 +153,12 @@ fn what_only_moonrail_says_is_one_member_between_the_others() {
         fence_qpns: qpns(&[3]),
         if_idle: true,
         fenced_qpns: qpns(&[4]),
+        peer_qpns: qpns(&[5, 6]),
     };
     let text = String::from_utf8(hello.encode()).unwrap();
     let member = concat!(
         r#","moonrail":{"boot_id":"b","capabilities":["gather"],"fence_qpns":[3],"fenced_qpns":[4],"#,
-        r#""if_idle":true,"incarnation":"00000000000000ff","path_mtu":1024,"serial":7,"sq_psn":[1,2]},"payload":"#
+        r#""if_idle":true,"incarnation":"00000000000000ff","path_mtu":1024,"peer_qpns":[5,6],"serial":7,"sq_psn":[1,2]},"payload":"#
     );
     assert!(text.contains(member), "{text}");
     assert_eq!(Hello::parse(text.as_bytes()), Ok(hello));
@@ -179,7 +180,7 @@ prop_compose! {
     fn any_hello()(
         (paths, texts) in any::<([String; 2], [String; 2])>(), gid: Option<[u8; 16]>, lid: u16, ready_ack: Option<bool>,
         qp_num in any_qpns(), psns: bool, node in any_node(), mtu in prop::option::of(prop::sample::select(&Mtu::ALL[..])),
-        fence_qpns in any_qpns(), fenced_qpns in any_qpns(), serial: Option<u32>, if_idle: bool,
+        fence_qpns in any_qpns(), fenced_qpns in any_qpns(), serial: Option<u32>, if_idle: bool, peer_qpns in any_qpns(),
     ) -> Hello {
         let [local_nic_path, peer_nic_path] = paths;
         let [reply_msg, payload] = texts;
@@ -190,6 +191,7 @@ prop_compose! {
             local_lid: Lid(lid),
             extra: HelloExtra {
                 node, path_mtu: mtu, sq_psn, serial: serial.map(u64::from), fence_qpns, if_idle, fenced_qpns,
+                peer_qpns,
             },
         }
     }

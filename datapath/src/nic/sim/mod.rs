@@ -118,6 +118,17 @@ impl SimWorld {
         self.lock().set_path(a.0, b.0, up);
     }
 
+    /// Lets a NIC's questions for its neighbours' addresses go unanswered, or not any more: while they are, none of its queue
+    /// pairs gets to RTR. Traffic of those that did is not touched.
+    pub fn set_neighbours(&self, nic: SimNicId, answer: bool) {
+        self.lock().set_neighbours(nic.0, answer);
+    }
+
+    /// Whether they do. A device waits a second for them.
+    pub fn neighbours_answer(&self, nic: SimNicId) -> bool {
+        self.lock().neighbours_answer(nic.0)
+    }
+
     /// Cuts the path between two NICs, and no device ever says so: it retries for ever, as Soft-RoCE with a retry count of 7
     /// does in split networks. Mended by [`SimWorld::set_path`].
     pub fn swallow(&self, a: SimNicId, b: SimNicId) {

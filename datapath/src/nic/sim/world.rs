@@ -19,6 +19,8 @@ struct NicState {
     link_up: bool,
     alive: bool,
     frozen: bool,
+    /// Nobody answers its questions for a neighbour's address.
+    unanswered: bool,
     mtu: Mtu,
     events: VecDeque<AsyncEvent>,
     cut: Vec<usize>,
@@ -191,6 +193,7 @@ impl World {
             link_up: true,
             alive: true,
             frozen: false,
+            unanswered: false,
             mtu: self.options.mtu,
             events: VecDeque::new(),
             cut: vec![],
@@ -286,7 +289,8 @@ impl World {
         if !self.nics[nic].gids.iter().any(|g| g.index == attr.sgid_index) {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        let resolves = self.nics.iter().any(|n| n.alive && n.gids.iter().any(|g| g.gid == attr.dest_gid));
+        let resolves = !self.nics[nic].unanswered
+            && self.nics.iter().any(|n| n.alive && n.gids.iter().any(|g| g.gid == attr.dest_gid));
         if !resolves {
             // What a neighbour that does not answer looks like.
             return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));

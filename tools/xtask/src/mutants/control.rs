@@ -395,6 +395,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
         catcher: UNIT.test("brain::explored::a_rail_that_fails_comes_back_and_nothing_is_taken_for_fenced_too_early"),
     },
     Mutant {
+        name: "what-is-given-up-is-joined",
+        without: "an end that says to which of ours it is connected is connected to no other",
+        edits: &[Edit { file: RESPONDER, from: "if !bound.is_empty() &&", to: "if false && !bound.is_empty() &&" }],
+        catcher: SIMULATION.test("twins::twin_nic_that_loses_everything_it_sends_while_words_are_slow"),
+    },
+    Mutant {
         name: "two-hellos-at-once",
         without: "one hello of a rail is on its way at a time",
         edits: &[Edit { file: SHAKE, from: "&& state.asked.is_none()\n            && self.nics", to: "&& self.nics" }],

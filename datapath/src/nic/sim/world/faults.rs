@@ -28,6 +28,14 @@ impl World {
         }
     }
 
+    pub(in crate::nic::sim) fn set_neighbours(&mut self, nic: usize, answer: bool) {
+        self.nics[nic].unanswered = !answer;
+    }
+
+    pub(in crate::nic::sim) fn neighbours_answer(&self, nic: usize) -> bool {
+        !self.nics[nic].unanswered
+    }
+
     pub(in crate::nic::sim) fn swallow(&mut self, a: usize, b: usize) {
         self.set_path(a, b, false);
         self.nics[a].swallowing.push(b);
