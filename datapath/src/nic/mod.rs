@@ -10,6 +10,10 @@ pub mod qp;
 pub mod shm;
 pub mod sim;
 pub mod tcp;
+#[cfg(feature = "verbs")]
+pub mod verbs;
+#[cfg(not(feature = "verbs"))]
+#[path = "no_verbs.rs"]
 pub mod verbs;
 
 use std::any::Any;

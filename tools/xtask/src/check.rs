@@ -56,9 +56,10 @@ pub(crate) fn all(limit: Duration) -> Result<()> {
     let deadline = Instant::now() + limit;
     let left = || deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
     let root = workspace::root();
-    let checks: [(&str, Result<()>); 6] = [
+    let checks: [(&str, Result<()>); 7] = [
         ("format", cargo(left()).args(["fmt", "--all", "--check"]).run()),
         ("lints", lints(left())),
+        ("features", features(left)),
         ("dependencies", dependencies()),
         ("unsafe islands", unsafe_islands(&root)),
         ("top level", top_level(&root)),
@@ -84,6 +85,16 @@ pub(crate) fn all(limit: Duration) -> Result<()> {
 fn lints(limit: Duration) -> Result<()> {
     let clippy = cargo(limit).args(["clippy", "--workspace", "--all-targets"]).args(workspace::test_features()?);
     clippy.args(["--", "-D", "warnings"]).run()
+}
+
+/// Each feature of the crate that users embed alone, and none: no warning, and a word about what was left out.
+fn features(left: impl Fn() -> Duration) -> Result<()> {
+    let without = |activity: &str| cargo(left()).args([activity, "-p", "moonrail", "--no-default-features"]);
+    for alone in ["etcd", "verbs"] {
+        without("clippy").args(["--features", alone, "--", "-D", "warnings"]).run()?;
+    }
+    without("clippy").args(["--", "-D", "warnings"]).run()?;
+    without("test").args(["--test", "left_out"]).run()
 }
 
 fn verdict(findings: &[String]) -> Result<()> {

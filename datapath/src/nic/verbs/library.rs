@@ -7,16 +7,7 @@ use std::sync::OnceLock;
 
 use rdma_core_sys::{IBV_FORK_DISABLED, ibv_fork_init, ibv_is_fork_initialized};
 
-/// libibverbs could not be loaded.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "libibverbs.so.1 cannot be loaded ({detail}): install libibverbs1 and ibverbs-providers (Debian, Ubuntu) or \
-     libibverbs (Fedora, RHEL)"
-)]
-pub struct LibraryMissing {
-    /// What the dynamic loader said.
-    pub detail: String,
-}
+use super::report::LibraryMissing;
 
 /// Finds out once whether libibverbs is there. Without it the binding's functions return null and EOPNOTSUPP, which
 /// would read as a fault of the device.

@@ -6,6 +6,7 @@
 //! - `device` the open device and its protection domain; everything below owns one of them
 //! - `mr`, `cq`, `qp` what is created on a device; `post` is the part of a queue pair that a core calls
 //! - `events` what the device tells of itself
+//! - `report` what can be told of a device, and what can be wrong with it
 //! - `sysfs`, `inspect` what the kernel tells of every device, also of those we cannot open
 //!
 //! A child owns its parents by `Arc` (Context ← Pd ← Mr, Qp; Context ← Cq ← Qp), so whatever order values are dropped
@@ -23,6 +24,7 @@ mod library;
 mod mr;
 mod post;
 mod qp;
+mod report;
 mod sysfs;
 
 use std::io;
@@ -39,67 +41,8 @@ use crate::units::PortNum;
 use device::{Context, DeviceList, Pd};
 use sysfs::Sysfs;
 
-pub use inspect::{AccessProblem, DeviceSummary, ListError, PortSummary, list, namespaces_share_devices};
-pub use library::LibraryMissing;
-
-/// Why a device could not be opened.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// libibverbs is not installed.
-    #[error(transparent)]
-    LibraryMissing(#[from] LibraryMissing),
-    /// No device of that name.
-    #[error("No matched device found: {name}; {}", present_text(present))]
-    NoSuchDevice {
-        /// What was asked for.
-        name: String,
-        /// What the machine has.
-        present: Vec<String>,
-    },
-    /// ibv_get_device_list(3) failed.
-    #[error("libibverbs could not list the RDMA devices: {source}")]
-    List {
-        /// What it said.
-        source: io::Error,
-    },
-    /// ibv_open_device(3) failed, or libibverbs leaves out a device that the kernel has.
-    #[error("device {name} cannot be opened: {problem}")]
-    Refused {
-        /// The device.
-        name: String,
-        /// Why, and what to do.
-        problem: AccessProblem,
-    },
-    /// The device has no such port.
-    #[error("device {name} has ports 1 to {ports}, not {port}: set MC_IB_PORT to one of them")]
-    PortOutOfRange {
-        /// The device.
-        name: String,
-        /// The port asked for.
-        port: PortNum,
-        /// How many there are.
-        ports: u8,
-    },
-    /// The device opened, and then a call that every device answers failed.
-    #[error("device {name} opened, but {call} failed: {source}")]
-    Query {
-        /// The device.
-        name: String,
-        /// The verbs call.
-        call: &'static str,
-        /// What it said.
-        source: io::Error,
-    },
-}
-
-fn present_text(present: &[String]) -> String {
-    if present.is_empty() {
-        "this machine shows no RDMA device (see `moonrail nics`)".to_owned()
-    } else {
-        format!("this machine has {}", present.join(", "))
-    }
-}
+pub use inspect::{list, namespaces_share_devices};
+pub use report::{AccessProblem, DeviceSummary, LibraryMissing, ListError, OpenError, PortSummary};
 
 /// One port of one RDMA device, open.
 pub struct VerbsNic {
