@@ -4,6 +4,9 @@
 //! seed chooses, and moves the clock.
 #![allow(dead_code)] // each test uses a part
 
+mod store;
+mod uses;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
@@ -395,45 +398,6 @@ impl Cluster {
         format!("node{node}.{}", self.nodes[node].life)
     }
 
-    /// The store loses all keys, and tells whom it tells.
-    pub(crate) fn wipe_store(&mut self) {
-        for key in std::mem::take(&mut self.store).into_keys() {
-            self.changed(&key, None);
-        }
-        // Leases are gone with it, as the next keep-alive of each node tells.
-        for node in 0..self.nodes.len() {
-            self.after(SECOND, node, Delivery::Event(Event::LeaseLost));
-        }
-    }
-
-    /// The lease of a node's keys ends: they are gone, and the node hears of it.
-    pub(crate) fn lose_lease(&mut self, node: usize) {
-        let host = format!("node{node}");
-        let keys: Vec<String> = self.store.keys().filter(|key| key.ends_with(&host)).cloned().collect();
-        for key in keys {
-            self.store.remove(&key);
-            self.changed(&key, None);
-        }
-        self.after(Nanos::from_millis(1), node, Delivery::Event(Event::LeaseLost));
-    }
-
-    /// Changes may have been missed by everybody.
-    pub(crate) fn tell_missed_changes(&mut self) {
-        for node in 0..self.nodes.len() {
-            self.after(Nanos::from_millis(1), node, Delivery::Event(Event::ChangesMissed));
-        }
-    }
-
-    fn changed(&mut self, key: &str, value: Option<&Vec<u8>>) {
-        for watcher in 0..self.nodes.len() {
-            if self.nodes[watcher].watched.contains(key) && !self.happens(self.weather.missed_changes) {
-                let delay = self.delay();
-                let event = Event::Changed { key: key.to_owned(), value: value.cloned() };
-                self.after(delay, watcher, Delivery::Event(event));
-            }
-        }
-    }
-
     fn happens(&mut self, percent: u64) -> bool {
         percent > 0 && self.choices.below(100) < percent
     }
@@ -616,35 +580,6 @@ impl Cluster {
         }
     }
 
-    fn store_op(&mut self, node: usize, op: StoreOp, token: Token) {
-        if self.store_down || (self.choices.below(100) < self.weather.store_errors) {
-            let result = Err(moonrail_control::metadata::StoreError::Silent {
-                endpoint: "the simulated store".into(),
-                after: std::time::Duration::from_secs(1),
-            });
-            return self.tell(node, Event::Stored { token, result });
-        }
-        let mut changed = None;
-        let value = match op {
-            StoreOp::Get(key) => self.store.get(&key).cloned(),
-            StoreOp::Has(key) => self.store.contains_key(&key).then(Vec::new),
-            StoreOp::Put(key, value) => {
-                changed = Some((key.clone(), Some(value.clone())));
-                self.store.insert(key, value);
-                None
-            }
-            StoreOp::Delete(key) => {
-                self.store.remove(&key);
-                changed = Some((key, None));
-                None
-            }
-        };
-        self.tell(node, Event::Stored { token, result: Ok(value) });
-        if let Some((key, value)) = changed {
-            self.changed(&key, value.as_ref());
-        }
-    }
-
     /// Moves the clock to whatever happens next, at most a millisecond on, and lets everybody act.
     pub(crate) fn step(&mut self) {
         let busy = self.nodes.iter().any(|n| n.alive && n.cores.iter().any(|c| c.outstanding() > 0 || c.works() > 0));
@@ -724,98 +659,6 @@ impl Cluster {
 
     pub(crate) fn run_for(&mut self, span: Nanos) {
         self.run_until(span, |_| false);
-    }
-
-    /// Opens the segment of `to` at `from`, or says why not.
-    pub(crate) fn open(&mut self, from: usize, to: usize) -> Result<Arc<RemoteSegment>, String> {
-        let name = self.nodes[to].name.clone();
-        let id = self.call(from, Call::Open { name, fresh: false, policy: None }, Nanos::from_secs(5));
-        self.await_open(from, id)
-    }
-
-    /// The same, but never from what is known already.
-    pub(crate) fn open_anew(&mut self, from: usize, to: usize) -> Result<Arc<RemoteSegment>, String> {
-        let name = self.nodes[to].name.clone();
-        let id = self.call(from, Call::Open { name, fresh: true, policy: None }, Nanos::from_secs(5));
-        self.await_open(from, id)
-    }
-
-    pub(crate) fn await_open(&mut self, from: usize, id: CallId) -> Result<Arc<RemoteSegment>, String> {
-        assert!(
-            self.run_until(Nanos::from_secs(6), |c| c.nodes[from].answers.contains_key(&id)),
-            "every call is answered"
-        );
-        match self.take_answer(from, id) {
-            Some(Answer::Opened(result)) => result.map_err(|e| e.to_string()),
-            other => panic!("not an answer to open: {other:?}"),
-        }
-    }
-
-    pub(crate) fn rails(&mut self, node: usize) -> Vec<RailReport> {
-        let id = self.call(node, Call::Rails, Nanos::from_secs(1));
-        match self.take_answer(node, id) {
-            Some(Answer::Rails(rails)) => rails,
-            other => panic!("not an answer to rails: {other:?}"),
-        }
-    }
-
-    pub(crate) fn usable_rails(&mut self, node: usize) -> usize {
-        self.rails(node).iter().filter(|r| r.state == RailState::Usable).count()
-    }
-
-    /// Submits one transfer of `len` bytes between the same offsets of both regions.
-    pub(crate) fn submit(&mut self, from: usize, to: &RemoteSegment, op: Op, at: u64, len: u64) -> Arc<Work> {
-        self.submit_pieces(from, to, op, (at, len), len, Nanos::from_secs(30))
-    }
-
-    /// Submits `len` bytes as transfers of `piece` bytes, each between the same offsets of both regions, to be over `within`.
-    pub(crate) fn submit_pieces(
-        &mut self,
-        from: usize,
-        to: &RemoteSegment,
-        op: Op,
-        (at, len): (u64, u64),
-        piece: u64,
-        within: Nanos,
-    ) -> Arc<Work> {
-        let local = self.nodes[from].region.clone();
-        let remote = to.buffers.clone();
-        let near: Vec<Extent> = local.chunks().iter().map(|c| Extent { addr: c.addr, len: c.len }).collect();
-        let find_near = |a| find_extent(&near, a);
-        let (mut slices, mut transfers): (Vec<Slice>, _) = (vec![], vec![]);
-        for offset in (0..len).step_by(piece as usize) {
-            let piece = piece.min(len - offset);
-            let base = RemoteAddr(remote.buffers[0].extent.addr + at + offset);
-            let near = near[0].addr + at + offset;
-            let number = transfers.len() as u32;
-            let far = |a| remote.find(a);
-            tile(number, near, base, piece, SliceRule::default(), find_near, far, &mut slices).unwrap();
-            transfers.push(piece);
-        }
-        let work = Work::new(WorkParts {
-            op,
-            slices,
-            transfers,
-            local,
-            remote,
-            submitted: self.now,
-            deadline: self.now.plus(within),
-            cores: self.nodes[from].inboxes.len() as u16,
-            retries: 9,
-            completion: Completion::new(1),
-        });
-        dispatch(work.clone(), &self.nodes[from].inboxes).ok().expect("rings have room");
-        work
-    }
-
-    pub(crate) fn bytes(&self, node: usize, at: u64, len: u64) -> Vec<u8> {
-        let mut bytes = vec![0; len as usize];
-        self.nodes[node].region.memory().read(at, &mut bytes).unwrap();
-        bytes
-    }
-
-    pub(crate) fn fill(&self, node: usize, at: u64, bytes: &[u8]) {
-        self.nodes[node].region.memory().write(at, bytes).unwrap();
     }
 }
 
