@@ -212,6 +212,24 @@ fn what_is_required_and_missing_makes_the_peer_unreachable_with_the_cause() {
     let _ = ours;
 }
 
+/// Once the rail of a fabric that will not be tried again counted as one that had not failed often enough, and what waited for
+/// its peer waited for its deadline: with a peer on the same host that was killed, in each case.
+#[test]
+fn a_fabric_that_is_ruled_out_is_no_hope_while_the_next_one_fails() {
+    let (mut net, ours) = pair(1, 1, 0, true);
+    ours.shm.say(Verdict::Forbidden);
+    ours.tcp.say(Verdict::Fails);
+    open(&mut net, None);
+    let given_up = net.until(Nanos::from_secs(4), |net| {
+        wanted(net);
+        lines(net, "is unreachable; first cause: ") == 1
+    });
+    assert!(given_up, "{:#?}", net.nodes[0].log);
+    // And it is tried again: what failed for now may work.
+    ours.tcp.say(Verdict::Connects);
+    settles_on(&mut net, Fabric::Tcp, 1, Nanos::from_secs(3));
+}
+
 #[test]
 fn segments_with_policies_of_their_own_get_rails_of_their_own() {
     let (mut net, _ours) = pair(1, 1, 1, true);

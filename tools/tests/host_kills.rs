@@ -57,8 +57,9 @@ impl Held {
     }
 }
 
-fn engine(fabric: Fabric) -> Engine {
-    let builder = Engine::builder().environment(|_| None).name("127.0.0.1").fabrics([fabric]).cores(1).pin_cores(false);
+fn engine(fabrics: &[Fabric]) -> Engine {
+    let builder = Engine::builder().environment(|_| None).name("127.0.0.1").fabrics(fabrics.iter().copied());
+    let builder = builder.cores(1).pin_cores(false);
     builder.log(|_, _| {}).build().expect("an engine")
 }
 
@@ -68,15 +69,17 @@ fn median(spans: &mut [Duration]) -> Duration {
 }
 
 /// The target is killed under WRITEs and READs of ours.
-fn targets_die(fabric: Fabric) {
+fn targets_die(fabrics: &[Fabric], usual: u32) {
     let _alone = alone();
-    let engine = engine(fabric);
+    let engine = engine(fabrics);
     let local = engine.allocate(8 << 20, "*").expect("memory");
     let port = free_port();
-    let line = format!("serve --name 127.0.0.1:{port} --fabrics {fabric} --size 8MiB --cores 1");
+    let words: Vec<String> = fabrics.iter().map(ToString::to_string).collect();
+    let fabrics = words.join(",");
+    let line = format!("serve --name 127.0.0.1:{port} --fabrics {fabrics} --size 8MiB --cores 1");
     let mut before = None;
     let (mut ended, mut served, mut failed) = (Vec::new(), Vec::new(), 0);
-    let count = kills(10);
+    let count = kills(usual);
     for number in 0..count {
         let mut target = Process::moonrail(&line);
         let name = target.says("listening on ", START);
@@ -133,7 +136,7 @@ fn targets_die(fabric: Fabric) {
     assert_eq!(failed, count);
     let worst = *ended.iter().max().expect("some");
     println!(
-        "{fabric}: {count} targets killed; a batch ended after {:?} (median; worst {worst:?}), the next process was served \
+        "{fabrics}: {count} targets killed; a batch ended after {:?} (median; worst {worst:?}), the next process was served \
          {:?} after it said so",
         median(&mut ended),
         median(&mut served)
@@ -142,18 +145,24 @@ fn targets_die(fabric: Fabric) {
 
 #[test]
 fn targets_killed_over_shared_memory() {
-    targets_die(Fabric::Shm);
+    targets_die(&[Fabric::Shm], 10);
 }
 
 #[test]
 fn targets_killed_over_tcp() {
-    targets_die(Fabric::Tcp);
+    targets_die(&[Fabric::Tcp], 6);
+}
+
+/// As most are: what cannot go over the first any more is tried over the second, and ends when that fails too.
+#[test]
+fn targets_killed_that_are_reached_over_both() {
+    targets_die(&[Fabric::Shm, Fabric::Tcp], 4);
 }
 
 /// Initiators are killed while they move bytes to and from our memory.
 fn initiators_die(fabric: Fabric) {
     let _alone = alone();
-    let engine = engine(fabric);
+    let engine = engine(&[fabric]);
     let _memory = engine.allocate(8 << 20, "*").expect("memory");
     let line = |rest: &str| format!("bench {} --fabrics {fabric} --cores 1 {rest}", engine.name());
     let mut before = None;

@@ -460,7 +460,9 @@ impl Brain {
         if self.peer(peer).wanted.is_none() || self.peer(peer).unreachable {
             return;
         }
-        let rails: Vec<usize> = self.peer(peer).rails.iter().copied().filter(|rail| self.claims(*rail)).collect();
+        // A fabric that was ruled out is not tried, so that its rail would never fail often enough.
+        let counts = |rail: &usize| self.claims(*rail) && self.uses(*rail);
+        let rails: Vec<usize> = self.peer(peer).rails.iter().copied().filter(counts).collect();
         if rails.is_empty() {
             if let Some(segment) = &self.peer(peer).segment {
                 let (name, ways) = (segment.name.clone(), self.ways(peer));
