@@ -363,6 +363,10 @@ impl Brain {
             Outcome::Dialled(Err(failure)) => failure,
             _ => DialFailure { why: "the job that dialled was lost".to_owned(), is_final: false },
         };
+        // Its core may have ended already, and that is nobody's trouble.
+        if self.stopping {
+            return;
+        }
         let (peer, fabric) = (self.rails[rail].peer, self.rails[rail].fabric);
         if failure.is_final {
             self.trouble(rail, &failure.why);

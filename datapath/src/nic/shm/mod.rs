@@ -322,10 +322,17 @@ impl Nic for ShmNic {
         {
             return Err(DialError::Forbidden { why: format!("it registered memory it did not allocate, and {why}") });
         }
-        let (post, admin) = qp::connect(&cq, caps.max_send_wr, attachment).ok_or_else(|| DialError::Io {
-            what: format!("one completion queue serves {QP_SLOTS} queue pairs"),
-            source: io::Error::from_raw_os_error(libc::ENOMEM),
-        })?;
+        let refused = |refused| match refused {
+            qp::Refused::Full => DialError::Io {
+                what: format!("one completion queue serves {QP_SLOTS} queue pairs"),
+                source: io::Error::from_raw_os_error(libc::ENOMEM),
+            },
+            qp::Refused::CoreGone => DialError::Io {
+                what: "the core of this queue pair has ended".to_owned(),
+                source: io::Error::from_raw_os_error(libc::ESHUTDOWN),
+            },
+        };
+        let (post, admin) = qp::connect(&cq, caps.max_send_wr, attachment).map_err(refused)?;
         Ok(connected(post, admin))
     }
 

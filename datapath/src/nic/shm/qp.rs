@@ -109,13 +109,21 @@ impl SendQueue {
     }
 }
 
-/// A queue pair to `attachment` that completes on `cq`; `None` when the queue has no place left.
-pub(super) fn connect(
-    cq: &Arc<CqShared>,
-    depth: u32,
-    attachment: Arc<Attachment>,
-) -> Option<(Box<dyn PostQp>, Box<dyn AdminQp>)> {
-    let index = cq.free.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+/// Why there is no queue pair.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Refused {
+    /// The completion queue has no place left.
+    Full,
+    /// It is gone, with the core that polled it.
+    CoreGone,
+}
+
+/// What a core has of a queue pair, and what control has.
+pub(super) type Halves = (Box<dyn PostQp>, Box<dyn AdminQp>);
+
+/// A queue pair to `attachment` that completes on `cq`.
+pub(super) fn connect(cq: &Arc<CqShared>, depth: u32, attachment: Arc<Attachment>) -> Result<Halves, Refused> {
+    let index = cq.free.lock().unwrap_or_else(PoisonError::into_inner).pop().ok_or(Refused::Full)?;
     let queue = Arc::new(SendQueue {
         qpn: dial::next_qpn(),
         index,
@@ -138,12 +146,12 @@ pub(super) fn connect(
         waits_until: None,
         hint: 0,
     });
-    cq.joining.push(executor).ok()?;
+    cq.joining.push(executor).map_err(|_| Refused::Full)?;
     if cq.gone.load(Ordering::SeqCst) {
         while cq.joining.pop().is_some() {}
-        return None;
+        return Err(Refused::CoreGone);
     }
-    Some((Box::new(Post(queue.clone())), Box::new(Admin(queue))))
+    Ok((Box::new(Post(queue.clone())), Box::new(Admin(queue))))
 }
 
 struct Post(Arc<SendQueue>);
