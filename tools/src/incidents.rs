@@ -83,10 +83,19 @@ fn show(args: &IncidentsArgs) -> Result<ExitCode> {
     if !found.engines.is_empty() && found.silent.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    if found.engines.is_empty() { Err(nothing(args)) } else { Ok(ExitCode::FAILURE) }
+    if found.engines.is_empty() { Err(nothing(args, &found)) } else { Ok(ExitCode::FAILURE) }
 }
 
-fn nothing(args: &IncidentsArgs) -> Failure {
+/// What to do about an engine that [`hangs`].
+pub(crate) const HANGS: &str = "see whether its process is stopped (`ps -o stat= PID` says T; `kill -CONT PID` lets it go on) or \
+                                hangs, then ask again";
+
+/// Whether the engine is there, and does not answer.
+pub(crate) fn hangs(error: &AskError) -> bool {
+    matches!(error, AskError::Silent(source) if source.kind() == std::io::ErrorKind::TimedOut)
+}
+
+fn nothing(args: &IncidentsArgs, found: &Found) -> Failure {
     let folders = inspect::folders(|name| std::env::var(name).ok());
     let folders = folders.iter().map(|folder| folder.display().to_string()).collect::<Vec<_>>().join(", ");
     let cause = match (&args.name, args.pid) {
@@ -94,6 +103,9 @@ fn nothing(args: &IncidentsArgs) -> Failure {
         (Some(name), None) => format!("no running engine called {name} can be read on this host"),
         (_, Some(pid)) => format!("no engine that was asked for can be read in process {pid}"),
     };
+    if found.silent.iter().any(|(_, error)| hangs(error)) {
+        return Failure::new(cause, HANGS);
+    }
     if folders.is_empty() {
         return Failure::new(cause, format!("unset {VARIABLE}, which switches it off here"));
     }

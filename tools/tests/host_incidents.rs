@@ -55,6 +55,23 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+#[test]
+fn an_engine_whose_process_is_stopped_is_said_to_hang_and_not_to_belong_to_another_user() {
+    let folder = Folder::new("stopped");
+    let mut command = Command::new(moonrail());
+    command.args(["serve", "--name", "127.0.0.1", "--size", "1MiB", "--cores", "1"]).env(VARIABLE, &folder.0);
+    let mut node = Process::start("node", command);
+    node.says("listening on ", START);
+    node.signal("STOP");
+    let top = Command::new(moonrail()).args(["top", "--once"]).env(VARIABLE, &folder.0).output().expect("it starts");
+    for asked in [folder.incidents(&[]), top] {
+        let said = text(&asked.stderr);
+        assert!(!asked.status.success() && said.contains("kill -CONT PID") && !said.contains("as root"), "{said}");
+    }
+    node.signal("CONT");
+    assert!(wait_for("an answer", || folder.incidents(&[]).status.success().then_some(true)));
+}
+
 fn peer_killed_over(fabric: Fabric) {
     let folder = Folder::new(fabric.as_str());
     let engine = folder.engine(fabric);

@@ -43,8 +43,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     if std::env::var_os(AS_NODE).is_some() {
         return node();
     }
-    let seconds: f64 = std::env::args().nth(1).map_or(Ok(6.0), |word| word.parse())?;
-    worker(Duration::from_secs_f64(seconds))
+    let word = std::env::args().nth(1).unwrap_or_else(|| "6".to_owned());
+    match word.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
+        Some(span) if !span.is_zero() => worker(span),
+        _ => Err(format!("{word:?} is no time: usage: kv_cache [SECONDS], 6 unless given").into()),
+    }
 }
 
 /// Prompt number `number`: tokens of a system prompt that many share, then its own.

@@ -206,7 +206,8 @@ impl<'a> Worker<'a> {
         let mut latency = histogram();
         let mut verified = 0;
         for n in 0u64.. {
-            if self.shared.halt.load(Ordering::Relaxed) || matches!(limit, Limit::Batches(most) if n >= most) {
+            // At least one: a time that is shorter than a batch measures that one.
+            if n > 0 && self.shared.halt.load(Ordering::Relaxed) || matches!(limit, Limit::Batches(most) if n >= most) {
                 break;
             }
             let took = if verify == Verify::No {

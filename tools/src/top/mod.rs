@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use crate::cli::TopArgs;
 use crate::failure::{Failure, Result};
+use crate::incidents;
 use crate::say;
 use crate::signal::Stop;
 use reading::{Change, Reading};
@@ -52,12 +53,15 @@ fn no_terminal(error: &std::io::Error) -> Failure {
 fn find(wanted: Option<&str>) -> Result<PathBuf> {
     let read = |name: &str| std::env::var(name).ok();
     let mut found: Vec<(PathBuf, Value)> = Vec::new();
-    let mut silent = Vec::new();
+    let (mut silent, mut hangs) = (Vec::new(), false);
     for socket in inspect::sockets(read) {
         match inspect::ask(&socket, Request::Engine) {
             Ok(reply) => found.push((socket, reply["engine"].clone())),
             Err(AskError::Gone) => {}
-            Err(error) => silent.push(format!("{}: {error}", socket.display())),
+            Err(error) => {
+                hangs |= incidents::hangs(&error);
+                silent.push(format!("{}: {error}", socket.display()));
+            }
         }
     }
     let is_meant = |engine: &Value| {
@@ -86,6 +90,9 @@ fn find(wanted: Option<&str>) -> Result<PathBuf> {
     }
     if !silent.is_empty() {
         cause = format!("{cause}; {}", silent.join("; "));
+    }
+    if hangs {
+        return Err(Failure::new(cause, incidents::HANGS));
     }
     Err(Failure::new(
         cause,
