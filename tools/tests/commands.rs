@@ -17,7 +17,7 @@ const HEAD: &str = "# What the commands print
 
 On a host without an RDMA NIC, where a node offers memory under the name `store-a` and its metadata is in etcd. Made by the commands
 themselves; `cargo test -p moonrail-tools --test commands` compares it, and writes it anew with `UPDATE_DOCS=1`. Figures are of a small
-virtual machine that did other things meanwhile: see [performance.md](performance.md) for measured ones.
+virtual machine that did other things meanwhile: see [performance.md](performance.md) for measured ones. Log lines, which go to stderr, are left out.
 ";
 
 #[test]
