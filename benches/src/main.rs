@@ -4,6 +4,7 @@
 //! `--quick` is a tiny size that shows that the experiment still runs; its numbers mean nothing and are not saved.
 
 mod bare;
+mod control;
 mod handoff;
 mod host;
 mod instructions;
@@ -16,14 +17,16 @@ mod rig;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: moonrail-benches handoff|host|instructions|peers [--quick] [--out FOLDER]
+const USAGE: &str = "usage: moonrail-benches control|handoff|host|instructions|peers|verbs [--quick] [--out FOLDER]
        moonrail-benches page
 
+  control   nodes that start, look-ups and connections, with a real etcd
   handoff   submit -> core -> completion over a NIC that completes at once: what the engine itself costs
   host      two engines of this host, over shared memory and TCP, beside a plain copy and a bare TCP program
   instructions
             of a caller's thread for one request over shared memory, counted by callgrind (needs valgrind)
   peers     beside Mooncake, and NIXL over UCX, on this host: `cargo xtask bench peers` installs them
+  verbs     over RDMA beside perftest and Mooncake, in the lab: `cargo xtask bench verbs` boots it
   page      writes the tables of docs/performance.md from the newest results
   --quick   a tiny run, not saved unless --out is given
   --out     folder for the JSON (default: benches/results)";
@@ -48,7 +51,9 @@ fn main() -> ExitCode {
         match word.as_str() {
             "--quick" => quick = true,
             "--out" => out = words.next().map(PathBuf::from),
-            "handoff" | "host" | "instructions" | "peers" | "page" if experiment.is_none() => experiment = Some(word),
+            "control" | "handoff" | "host" | "instructions" | "peers" | "verbs" | "page" if experiment.is_none() => {
+                experiment = Some(word);
+            }
             _ => {
                 eprintln!("{word:?} is not understood\n{USAGE}");
                 return ExitCode::from(2);
@@ -77,9 +82,11 @@ fn main() -> ExitCode {
     }
     let folder = out.or((!quick).then_some(results));
     let ran = match experiment.as_str() {
+        "control" => control::run(quick),
         "host" => host::run(quick),
         "instructions" => instructions::run(quick),
         "peers" => peers::run(quick),
+        "verbs" => peers::verbs::run(quick),
         _ => handoff::run(quick),
     };
     let ran = ran.map_err(|error| error.to_string());

@@ -10,7 +10,8 @@ use serde_json::Value;
 /// How the cases of an experiment become a table.
 type Table = fn(&[Value]) -> String;
 
-const TABLES: [(&str, Table); 3] = [("host", host), ("instructions", instructions), ("peers", peers)];
+const TABLES: [(&str, Table); 5] =
+    [("host", host), ("instructions", instructions), ("peers", peers), ("verbs", peers), ("control", control)];
 
 /// Writes the tables; returns the results that were taken.
 pub(crate) fn write(page: &Path, results: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
@@ -126,6 +127,27 @@ fn peers(cases: &[Value]) -> String {
             rate(number(case, "its_gb_per_second")),
             rate(number(case, "gb_per_second")),
             ratio(case),
+        );
+    }
+    text.trim_end().to_owned()
+}
+
+fn control(cases: &[Value]) -> String {
+    let mut text =
+        String::from("| what | how many | a second (min–max) | one takes, p50 | p99 |\n|---|---|---|---|---|\n");
+    for case in cases {
+        let of = |key| number(case, key);
+        let one = |key| case[key].as_f64().map_or_else(|| "-".to_owned(), |us| time(us * 1000.0));
+        let _ = writeln!(
+            text,
+            "| {} | {} | {:.0} ({:.0}–{:.0}) | {} | {} |",
+            word(case, "what"),
+            case["count"],
+            of("per_second"),
+            of("per_second_min"),
+            of("per_second_max"),
+            one("p50_us"),
+            one("p99_us"),
         );
     }
     text.trim_end().to_owned()

@@ -10,8 +10,10 @@
 //! What is not equal is against us: our blocks lie one block apart, so that they cannot be merged into one request;
 //! `transfer_engine_bench` with one thread has them side by side. NIXL's batches are prepared once and posted again.
 
-mod process;
+mod perftest;
+pub(crate) mod process;
 mod sides;
+pub(crate) mod verbs;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -27,8 +29,22 @@ const BLOCKS: [(u64, u64); 7] =
     [(64, 1), (4 << 10, 1), (4 << 10, 32), (64 << 10, 1), (64 << 10, 32), (1 << 20, 1), (1 << 20, 32)];
 /// Threads that submit. More than one only beside Mooncake.
 const THREADS: [u64; 3] = [1, 4, 12];
-/// Each side's memory: room for the largest cell, blocks one block apart.
-const MEMORY: u64 = 1 << 30;
+/// Where the sides of an experiment meet.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) fabric: &'static str,
+    /// Address that both ends have.
+    pub(crate) host: &'static str,
+    /// Each side's memory: room for the largest cell, blocks one block apart.
+    pub(crate) memory: u64,
+}
+
+/// Repetitions, and how long each of them measures.
+#[derive(Clone, Copy)]
+struct Effort {
+    repetitions: usize,
+    seconds: f64,
+}
 
 /// What is moved, over and over.
 #[derive(Clone, Copy)]
@@ -43,39 +59,37 @@ pub(crate) struct Cell {
 pub(crate) struct Programs {
     /// The `moonrail` command, of the same build as this program.
     moonrail: PathBuf,
-    /// Python environments that hold Mooncake's and NIXL's published builds.
+    /// The Python environment that holds Mooncake's published build.
     mooncake: PathBuf,
-    nixl: PathBuf,
 }
 
 impl Programs {
     /// From the variables that `cargo xtask bench` sets.
     fn found() -> Result<Self, Box<dyn Error>> {
-        let folder = |name: &str| {
-            std::env::var_os(name).map(PathBuf::from).ok_or_else(|| {
-                format!("{name} is not set: run `cargo xtask bench peers`, which installs the other engines")
-            })
-        };
         let moonrail = std::env::current_exe()?.with_file_name("moonrail");
         if !moonrail.exists() {
             return Err(format!("{} is not there: cargo build --release -p moonrail-tools", moonrail.display()).into());
         }
-        Ok(Self { moonrail, mooncake: folder("MOONRAIL_PEERS")?, nixl: folder("MOONRAIL_PEERS_NIXL")? })
+        Ok(Self { moonrail, mooncake: installed_in("MOONRAIL_PEERS")? })
     }
+}
+
+fn installed_in(variable: &str) -> Result<PathBuf, Box<dyn Error>> {
+    let unset = || format!("{variable} is not set: run `cargo xtask bench`, which installs the other engines");
+    Ok(std::env::var_os(variable).map(PathBuf::from).ok_or_else(unset)?)
 }
 
 pub(crate) fn run(quick: bool) -> Result<Found, Box<dyn Error>> {
     let programs = Programs::found()?;
-    let (repetitions, seconds) = if quick { (1, 0.3) } else { (7, 0.4) };
-    println!(
-        "{:<4} {:<5} {:>8} {:>5} {:>7} {:<9} {:>10} {:>10} {:>8} {:>17}",
-        "over", "op", "block", "batch", "threads", "beside", "its GB/s", "our GB/s", "ratio", "(min-max)"
-    );
+    let nixl = installed_in("MOONRAIL_PEERS_NIXL")?;
+    let effort = if quick { Effort { repetitions: 1, seconds: 0.3 } } else { Effort { repetitions: 7, seconds: 0.4 } };
+    head();
     let mut cases = Vec::new();
     for fabric in ["shm", "tcp"] {
-        let mut ours = Ours::start(&programs, fabric)?;
-        let mut nixl = Nixl::start(&programs, fabric)?;
-        let mut mooncake = if fabric == "tcp" { Some(Mooncake::start(&programs)?) } else { None };
+        let place = Place { fabric, host: "127.0.0.1", memory: 1 << 30 };
+        let ours = Ours::start(&programs, place)?;
+        let mut nixl = Nixl::start(&nixl, place)?;
+        let mut mooncake = if fabric == "tcp" { Some(Mooncake::start(&programs, place)?) } else { None };
         for op in ["write", "read"] {
             for threads in THREADS {
                 for (block, batch) in BLOCKS {
@@ -87,7 +101,7 @@ pub(crate) fn run(quick: bool) -> Result<Found, Box<dyn Error>> {
                     if let Some(mooncake) = &mut mooncake {
                         others.push(mooncake);
                     }
-                    cases.extend(measure(fabric, cell, &mut ours, &mut others, repetitions, seconds)?);
+                    cases.extend(measure(fabric, cell, &ours, &mut others, effort)?);
                 }
             }
         }
@@ -95,23 +109,30 @@ pub(crate) fn run(quick: bool) -> Result<Found, Box<dyn Error>> {
     Ok(Found { unit: "GB/s (10^9), medians; ratio: ours to the other's, of repetitions in turn", cases })
 }
 
+fn head() {
+    println!(
+        "{:<4} {:<5} {:>8} {:>5} {:>7} {:<9} {:>10} {:>10} {:>8} {:>17}",
+        "over", "op", "block", "batch", "threads", "beside", "its GB/s", "our GB/s", "ratio", "(min-max)"
+    );
+}
+
+/// One cell by each side in turn.
 fn measure(
     fabric: &str,
     cell: Cell,
-    ours: &mut Ours,
+    ours: &Ours,
     others: &mut [&mut dyn Side],
-    repetitions: usize,
-    seconds: f64,
+    effort: Effort,
 ) -> Result<Vec<Value>, Box<dyn Error>> {
     if others.is_empty() {
         return Ok(Vec::new());
     }
     let mut own = Vec::new();
     let mut rates = vec![Vec::new(); others.len()];
-    for _ in 0..repetitions {
-        own.push(ours.batches_per_second(cell, seconds)?);
+    for _ in 0..effort.repetitions {
+        own.push(ours.batches_per_second(cell, effort.seconds)?);
         for (other, rates) in others.iter_mut().zip(&mut rates) {
-            let rate = other.batches_per_second(cell, seconds);
+            let rate = other.batches_per_second(cell, effort.seconds);
             rates.push(
                 rate.map_err(|e| format!("{}, {} of {} x {}: {e}", other.name(), cell.op, cell.block, cell.batch))?,
             );

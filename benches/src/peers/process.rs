@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// A process that writes all it says into one file. Dropped, it is killed, and the file removed.
-pub(super) struct Process {
+pub(crate) struct Process {
     child: Child,
     what: String,
     log: PathBuf,
@@ -24,7 +24,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn start(command: &mut Command) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn start(command: &mut Command) -> Result<Self, Box<dyn Error>> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let log = std::env::temp_dir().join(format!("moonrail-peers-{}-{number}", std::process::id()));
@@ -36,7 +36,7 @@ impl Process {
     }
 
     /// The first line from here on of which `wanted` makes something.
-    pub(super) fn line<T>(&mut self, wanted: impl Fn(&str) -> Option<T>) -> Result<T, Box<dyn Error>> {
+    pub(crate) fn line<T>(&mut self, wanted: impl Fn(&str) -> Option<T>) -> Result<T, Box<dyn Error>> {
         let until = Instant::now() + PATIENCE;
         loop {
             // Looked at first: what it said before its end is read below.
@@ -62,20 +62,20 @@ impl Process {
     }
 
     /// Stops it, so that it takes nothing of the processors while others are measured; or lets it go on.
-    pub(super) fn pause(&self, paused: bool) -> Result<(), Box<dyn Error>> {
+    pub(crate) fn pause(&self, paused: bool) -> Result<(), Box<dyn Error>> {
         let signal = if paused { Signal::STOP } else { Signal::CONT };
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).ok_or("no process")?;
         kill_process(pid, signal).map_err(|e| format!("{} cannot be stopped: {e}", self.what).into())
     }
 
     /// Writes a line to its input.
-    pub(super) fn tell(&mut self, line: &str) -> Result<(), Box<dyn Error>> {
+    pub(crate) fn tell(&mut self, line: &str) -> Result<(), Box<dyn Error>> {
         let stdin = self.child.stdin.as_mut().ok_or("no input")?;
         writeln!(stdin, "{line}").map_err(|e| format!("{} hears nothing: {e}", self.what).into())
     }
 
     /// All it says until its end; an error if that is none.
-    pub(super) fn output(mut self) -> Result<String, Box<dyn Error>> {
+    pub(crate) fn output(mut self) -> Result<String, Box<dyn Error>> {
         let until = Instant::now() + PATIENCE;
         let status = loop {
             match self.child.try_wait()? {

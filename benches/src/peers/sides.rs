@@ -2,13 +2,13 @@
 
 use std::error::Error;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
 
 use super::process::Process;
-use super::{Cell, MEMORY, Programs};
+use super::{Cell, Place, Programs};
 
 /// One engine.
 pub(crate) trait Side {
@@ -27,26 +27,28 @@ fn stride(block: u64) -> u64 {
 /// `moonrail serve`, and `moonrail bench` for each cell.
 pub(crate) struct Ours {
     moonrail: PathBuf,
-    fabric: &'static str,
+    place: Place,
     segment: String,
     _target: Process,
 }
 
 impl Ours {
-    pub(crate) fn start(programs: &Programs, fabric: &'static str) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn start(programs: &Programs, place: Place) -> Result<Self, Box<dyn Error>> {
         let mut serve = Command::new(&programs.moonrail);
-        serve.args(["serve", "--json", "--name", "127.0.0.1", "--size", &MEMORY.to_string()]);
+        serve.args(["serve", "--json", "--name", place.host, "--size", &place.memory.to_string()]);
+        serve.args(["--fabrics", place.fabric]);
         let mut target = Process::start(&mut serve)?;
         let segment = target.line(|line| {
             let said: Value = serde_json::from_str(line).ok()?;
             said["listening"].as_str().map(str::to_owned)
         })?;
-        Ok(Self { moonrail: programs.moonrail.clone(), fabric, segment, _target: target })
+        Ok(Self { moonrail: programs.moonrail.clone(), place, segment, _target: target })
     }
 
     pub(crate) fn batches_per_second(&self, cell: Cell, seconds: f64) -> Result<f64, Box<dyn Error>> {
         let mut bench = Command::new(&self.moonrail);
-        bench.args(["bench", &self.segment, "--name", "127.0.0.1", "--rail", self.fabric, "--json", "--op", cell.op]);
+        let Place { fabric, host, .. } = self.place;
+        bench.args(["bench", &self.segment, "--name", host, "--fabrics", fabric, "--json", "--op", cell.op]);
         bench.args(["--duration", &format!("{}ms", (seconds * 1000.0) as u64)]);
         for (flag, value) in [
             ("--block", cell.block),
@@ -64,19 +66,20 @@ impl Ours {
     }
 }
 
-/// `transfer_engine_bench` at both ends, over TCP.
+/// `transfer_engine_bench` at both ends.
 pub(crate) struct Mooncake {
     program: PathBuf,
+    place: Place,
     version: String,
     segment: String,
     _target: Process,
 }
 
 impl Mooncake {
-    pub(crate) fn start(programs: &Programs) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn start(programs: &Programs, place: Place) -> Result<Self, Box<dyn Error>> {
         let packages = programs.mooncake.join("lib/python3.11/site-packages");
         let program = packages.join("mooncake/transfer_engine_bench");
-        let mut target = Process::start(Self::command(&program).args(["--mode=target", &Self::own_name()?]))?;
+        let mut target = Process::start(command(&program, place)?.arg("--mode=target"))?;
         let segment = target.line(|line| {
             let (_, rest) = line.split_once("listening on ")?;
             rest.split_whitespace().next().map(str::to_owned)
@@ -84,20 +87,22 @@ impl Mooncake {
         // It registers its memory after it listens, and does not say when.
         std::thread::sleep(std::time::Duration::from_secs(2));
         let version = installed(&packages, "mooncake_transfer_engine_non_cuda")?;
-        Ok(Self { program, version, segment, _target: target })
+        Ok(Self { program, place, version, segment, _target: target })
     }
+}
 
-    fn command(program: &PathBuf) -> Command {
-        let mut command = Command::new(program);
-        command.env("MC_TCP_BIND_ADDRESS", "127.0.0.1");
-        command.args(["--metadata_server=P2PHANDSHAKE", "--protocol=tcp", &format!("--buffer_size={MEMORY}")]);
-        command
+/// What both ends of Mooncake's have.
+fn command(program: &PathBuf, place: Place) -> Result<Command, Box<dyn Error>> {
+    let Place { fabric, host, memory } = place;
+    let port = TcpListener::bind((host, 0))?.local_addr()?.port();
+    let mut command = Command::new(program);
+    command.env("MC_TCP_BIND_ADDRESS", host);
+    command.args(["--metadata_server=P2PHANDSHAKE", &format!("--protocol={fabric}")]);
+    command.args([format!("--buffer_size={memory}"), format!("--local_server_name={host}:{port}")]);
+    if fabric == "rdma" {
+        command.arg(format!("--device_name={}", super::verbs::NIC));
     }
-
-    fn own_name() -> Result<String, Box<dyn Error>> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        Ok(format!("--local_server_name=127.0.0.1:{port}"))
-    }
+    Ok(command)
 }
 
 impl Side for Mooncake {
@@ -111,8 +116,8 @@ impl Side for Mooncake {
 
     /// At least a second: its flag counts in seconds.
     fn batches_per_second(&mut self, cell: Cell, seconds: f64) -> Result<f64, Box<dyn Error>> {
-        let mut command = Self::command(&self.program);
-        command.args(["--mode=initiator", &Self::own_name()?, &format!("--segment_id={}", self.segment)]);
+        let mut command = command(&self.program, self.place)?;
+        command.args(["--mode=initiator", &format!("--segment_id={}", self.segment)]);
         command.args([
             format!("--operation={}", cell.op),
             format!("--block_size={}", cell.block),
@@ -142,22 +147,23 @@ pub(crate) struct Nixl {
 }
 
 impl Nixl {
-    pub(crate) fn start(programs: &Programs, fabric: &str) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn start(environment: &Path, place: Place) -> Result<Self, Box<dyn Error>> {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tools/peers/nixl.py");
         let agent = || {
-            let mut python = Command::new(programs.nixl.join("bin/python"));
+            let mut python = Command::new(environment.join("bin/python"));
             // UCX makes its connections over TCP even where it moves nothing that way.
-            python.env("UCX_TLS", if fabric == "tcp" { "tcp" } else { "tcp,sm,self" });
+            python.env("UCX_TLS", if place.fabric == "tcp" { "tcp" } else { "tcp,sm,self" });
             python.env("UCX_NET_DEVICES", "lo").env("NIXL_LOG_LEVEL", "ERROR");
             Process::start(python.arg(script))
         };
         let (mut target, mut initiator) = (agent()?, agent()?);
         // The initiator's caller makes the progress, which is fastest; the target needs a thread for it.
-        let there = ask(&mut target, &json!({ "do": "start", "name": "target", "length": MEMORY, "progress": true }))?;
-        ask(&mut initiator, &json!({ "do": "start", "name": "initiator", "length": MEMORY, "progress": false }))?;
+        let there =
+            ask(&mut target, &json!({ "do": "start", "name": "target", "length": place.memory, "progress": true }))?;
+        ask(&mut initiator, &json!({ "do": "start", "name": "initiator", "length": place.memory, "progress": false }))?;
         ask(&mut initiator, &json!({ "do": "connect", "metadata": there["metadata"] }))?;
         let remote = there["addr"].as_u64().ok_or("no address")?;
-        let version = installed(&programs.nixl.join("lib/python3.11/site-packages"), "nixl_cu12")?;
+        let version = installed(&environment.join("lib/python3.11/site-packages"), "nixl_cu12")?;
         let side = Self { version, initiator, remote, target };
         side.pause(true)?;
         Ok(side)

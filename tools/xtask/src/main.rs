@@ -48,7 +48,7 @@ enum Activity {
     /// first installs the engines that ours is measured beside; page writes the tables of docs/performance.md from them
     Bench {
         /// Which one
-        #[arg(value_parser = ["handoff", "host", "instructions", "peers", "page"])]
+        #[arg(value_parser = ["control", "handoff", "host", "instructions", "peers", "verbs", "page"])]
         experiment: String,
         /// Its own arguments, as --quick
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
