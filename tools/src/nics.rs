@@ -1,6 +1,7 @@
 //! `moonrail nics`: every RDMA device, what it offers, which GID would be used and why, and what is in the way.
 
 use std::fmt::Write as _;
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -47,8 +48,9 @@ pub fn run(args: &NicsArgs) -> Result<ExitCode> {
     let Some(every) = args.watch else { return show(args.json, wanted) };
     let stop = Stop::install()
         .map_err(|e| Failure::new(format!("signal handlers cannot be set: {e}"), "run it without --watch"))?;
+    let clears = !args.json && std::io::stdout().is_terminal();
     loop {
-        if !args.json {
+        if clears {
             say::line("\x1b[H\x1b[2J");
         }
         if let Err(e) = show(args.json, wanted) {

@@ -56,7 +56,7 @@ pub(crate) fn all(limit: Duration) -> Result<()> {
     let deadline = Instant::now() + limit;
     let left = || deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
     let root = workspace::root();
-    let checks: [(&str, Result<()>); 7] = [
+    let checks: [(&str, Result<()>); 8] = [
         ("format", cargo(left()).args(["fmt", "--all", "--check"]).run()),
         ("lints", lints(left())),
         ("features", features(left)),
@@ -64,6 +64,7 @@ pub(crate) fn all(limit: Duration) -> Result<()> {
         ("unsafe islands", unsafe_islands(&root)),
         ("top level", top_level(&root)),
         ("documentation", docs::check(&root)),
+        ("book", docs::book::build().map(drop)),
     ];
     let mut failed = Vec::new();
     for (name, ended) in checks {

@@ -57,7 +57,7 @@ enum Activity {
     /// Format, lints, the direction of dependencies, where unsafe code may live, the top level of the repository, links and
     /// quoted messages of the documentation
     Check,
-    /// Make docs/ a book, with mdBook (built first if it is missing: some minutes), in target/book
+    /// Make docs/ a book, with mdBook (built first if it is missing: a minute or two), in target/book
     Docs,
     /// Run many seeds through every simulation
     Sim {
@@ -134,7 +134,7 @@ fn main() -> ExitCode {
         Activity::Soak { parts } => soak::run(&parts),
         Activity::Bench { experiment, more } => bench::run(&experiment, &more),
         Activity::Check => check::run(),
-        Activity::Docs => docs::book(),
+        Activity::Docs => docs::book::run(),
         Activity::Sim { seeds, from, jobs } => sim::run(&sim::Plan { seeds, from, jobs, limit: None }).map(|_| ()),
         Activity::Mutants { list: true, .. } => {
             mutants::list();

@@ -3,15 +3,13 @@
 //! [`markdown`] reads a page, [`links`] follows what it points at, [`messages`] compares quoted messages with the source,
 //! [`names`] the names of tests.
 
-mod book;
+pub(crate) mod book;
 mod links;
 mod markdown;
 mod messages;
 mod names;
 
 use std::path::{Path, PathBuf};
-
-pub(crate) use book::run as book;
 
 use crate::error::{At, Error, Result};
 use markdown::Page;
