@@ -49,6 +49,12 @@ impl RunFolder {
         Ok(made)
     }
 
+    /// Takes away what a boot that came to nothing left behind.
+    pub(super) fn forget_boot(&self) -> Result<()> {
+        let up = self.path.join("shared/.up");
+        std::fs::remove_dir_all(&up).and_then(|()| std::fs::create_dir(&up)).at("empty", &up)
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

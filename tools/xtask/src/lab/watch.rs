@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::process::Bounded;
 
 /// From the start of QEMU to all NICs up on all nodes; 10 to 15 s on an idle machine with two cores, a minute on a busy one.
-const BOOT_LIMIT: Duration = Duration::from_secs(300);
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// What the other nodes get to finish, or to notice in a barrier, after one node has failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(20);
 /// How long the nodes beside the switch may take to listen.
@@ -22,7 +22,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Runs a plan to its end.
 pub(super) fn run(plan: &Plan, image: &Image, folder: &RunFolder) -> Result<()> {
-    let mut lab = Lab::boot(plan.topology, image, folder, Console::Log)?;
+    let boot = || Lab::boot(plan.topology, image, folder, Console::Log);
+    let mut lab = boot().or_else(|error| {
+        // Seen once in some hundred boots: an emulated processor that stands still before its kernel says a word.
+        println!("lab: {error}\nlab: booting once more");
+        remove_sockets(plan.topology, folder);
+        folder.forget_boot()?;
+        boot()
+    })?;
     let booted = lab.started.elapsed();
     folder.go()?;
     let mut output = Output::new(plan.show, folder, plan.topology.nodes);
