@@ -15,7 +15,7 @@ use hdrhistogram::Histogram;
 use moonrail::{Engine, Level, Region, Segment, Transfer};
 use moonrail_datapath::core::{PollMode, dispatch};
 use moonrail_datapath::nic::{Nic, Op};
-use moonrail_datapath::slice::{Extent, SliceRule, tile};
+use moonrail_datapath::slice::{Extent, SliceRule, Slices, tile};
 use moonrail_datapath::units::{Gid, Nanos, RemoteAddr};
 use moonrail_datapath::work::{Completion, TransferStatus, Work, WorkParts};
 
@@ -130,7 +130,7 @@ impl Way for Rig {
         let chunk = Extent { addr: self.region.memory().addr(), len: self.region.memory().len() };
         let near = |addr: u64| (addr.wrapping_sub(chunk.addr) < chunk.len).then_some((0, chunk));
         let from = Instant::now();
-        let mut slices = Vec::with_capacity(starts.len());
+        let mut slices = Slices::with_capacity(starts.len());
         for (transfer, start) in starts.iter().enumerate() {
             let remote = RemoteAddr(self.remote.buffers[0].extent.addr + start);
             let (local, rule) = (chunk.addr + start, SliceRule::default());
@@ -141,7 +141,7 @@ impl Way for Rig {
         let work = Work::new(WorkParts {
             op: Op::Write,
             slices,
-            transfers: vec![BLOCK; starts.len()],
+            transfers: vec![BLOCK; starts.len()].into(),
             local: self.region.clone(),
             remote: self.remote.clone(),
             submitted,

@@ -31,6 +31,7 @@ pub mod region;
 pub mod transfer;
 
 pub mod slice;
+mod spaced;
 
 pub mod work;
 

@@ -3,7 +3,12 @@
 //! Tiles are cut once, at the union of every limit: the slice size, the chunks of the local region and the buffers of
 //! the peer. So any rail can take any slice.
 
+use smallvec::SmallVec;
+
 use crate::units::RemoteAddr;
+
+/// The slices of a Work. Most have one.
+pub type Slices = SmallVec<[Slice; 1]>;
 
 /// One piece of a transfer; becomes one work request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,7 +109,7 @@ pub fn tile(
     rule: SliceRule,
     chunks: impl Fn(u64) -> Option<(u32, Extent)>,
     buffers: impl Fn(u64) -> Option<(u32, Extent)>,
-    out: &mut Vec<Slice>,
+    out: &mut Slices,
 ) -> Result<(), TileError> {
     let start = out.len();
     let (mut local, mut remote, mut left) = (local, remote.0, len);
@@ -149,8 +154,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn cut(len: u64, rule: SliceRule, chunks: &[Extent], buffers: &[Extent]) -> Result<Vec<Slice>, TileError> {
-        let mut out = vec![];
+    fn cut(len: u64, rule: SliceRule, chunks: &[Extent], buffers: &[Extent]) -> Result<Slices, TileError> {
+        let mut out = Slices::new();
         let (local, remote) = (chunks[0].addr, RemoteAddr(buffers[0].addr));
         tile(7, local, remote, len, rule, |a| find_extent(chunks, a), |a| find_extent(buffers, a), &mut out)?;
         Ok(out)
@@ -182,7 +187,7 @@ mod tests {
     fn what_lies_outside_is_named_and_nothing_is_kept() {
         let near = row(0x1000, &[100]);
         let far = row(0x9000, &[50]);
-        let mut out = vec![];
+        let mut out = Slices::new();
         let find = |extents: Vec<Extent>| move |a| find_extent(&extents, a);
         let rule = SliceRule { size: 10, fragment: 0 };
         let error = tile(0, 0x1000, RemoteAddr(0x9000), 60, rule, find(near), find(far), &mut out).unwrap_err();

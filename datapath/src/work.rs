@@ -21,12 +21,13 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
 
-use crossbeam_utils::CachePadded;
+use smallvec::SmallVec;
 
 use crate::error::SliceError;
 use crate::nic::Op;
 use crate::region::Region;
-use crate::slice::Slice;
+use crate::slice::{Slice, Slices};
+use crate::spaced::Spaced;
 use crate::transfer::RemoteBuffers;
 use crate::units::{CoreId, Nanos};
 
@@ -95,7 +96,7 @@ impl TransferOutcome {
 /// The waiting side of a batch: one word that cores bring to 0, and the sleepers that control wakes.
 #[derive(Debug)]
 pub struct Completion {
-    works_left: CachePadded<AtomicU32>,
+    works_left: Spaced<AtomicU32>,
     parked: AtomicBool,
     sleepers: Mutex<Vec<Waker>>,
     woken: Condvar,
@@ -105,7 +106,7 @@ impl Completion {
     /// For a batch of `works` Works; 0 is done from the start.
     pub fn new(works: u32) -> Arc<Self> {
         Arc::new(Self {
-            works_left: CachePadded::new(AtomicU32::new(works)),
+            works_left: Spaced::new(AtomicU32::new(works)),
             parked: AtomicBool::new(false),
             sleepers: Mutex::new(Vec::new()),
             woken: Condvar::new(),
@@ -166,14 +167,17 @@ impl Completion {
     }
 }
 
+/// The lengths of transfers.
+pub type Lens = SmallVec<[u64; 1]>;
+
 /// What a Work is made of.
 pub struct WorkParts {
     /// READ or WRITE.
     pub op: Op,
     /// The slices, at most 2^32 - 1.
-    pub slices: Vec<Slice>,
+    pub slices: Slices,
     /// Length of each transfer, by the number the slices carry. A transfer of 0 bytes is done from the start.
-    pub transfers: Vec<u64>,
+    pub transfers: Lens,
     /// The local memory.
     pub local: Arc<Region>,
     /// The peer and its memory.
@@ -190,12 +194,20 @@ pub struct WorkParts {
     pub completion: Arc<Completion>,
 }
 
-/// Transfers that share a peer and a local region. Shared by every core that works on it.
+/// How often a slice was posted, and how often that failed by its own fault.
+#[derive(Debug, Default)]
+struct Tries {
+    posts: AtomicU8,
+    failures: AtomicU8,
+}
+
+/// Transfers that share a peer and a local region. Shared by every core that works on it. With one slice, and up to four cores, it is
+/// one allocation.
 pub struct Work {
     op: Op,
     retries: u8,
-    slices: Box<[Slice]>,
-    transfers: Box<[TransferOutcome]>,
+    slices: Slices,
+    transfers: SmallVec<[TransferOutcome; 1]>,
     local: Arc<Region>,
     remote: Arc<RemoteBuffers>,
     completion: Arc<Completion>,
@@ -204,19 +216,18 @@ pub struct Work {
     bytes: u64,
     home: AtomicU32,
     /// Per core: its place in that core's table plus 1, 0 for none. Written by that core only.
-    seats: Box<[AtomicU32]>,
-    returned: Box<[AtomicU64]>,
-    posts: Box<[AtomicU8]>,
-    failures: Box<[AtomicU8]>,
+    seats: SmallVec<[AtomicU32; 4]>,
+    returned: SmallVec<[AtomicU64; 1]>,
+    tries: SmallVec<[Tries; 4]>,
     first_error: AtomicU64,
     /// Bit per core that found none of its rails to have the keys of some slice.
     keyless: AtomicU64,
     /// What went wrong on the way and matters for its memory: see [`quiescence`].
     facts: AtomicU8,
     /// Bits set in `returned`; a hint that saves the walk.
-    returned_count: CachePadded<AtomicU32>,
-    claimed: CachePadded<AtomicU64>,
-    remaining: CachePadded<AtomicU32>,
+    returned_count: Spaced<AtomicU32>,
+    claimed: Spaced<AtomicU64>,
+    remaining: Spaced<AtomicU32>,
 }
 
 impl Work {
@@ -237,15 +248,14 @@ impl Work {
             home: AtomicU32::new(0),
             seats: (0..parts.cores).map(|_| AtomicU32::new(0)).collect(),
             returned: (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-            posts: (0..count).map(|_| AtomicU8::new(0)).collect(),
-            failures: (0..count).map(|_| AtomicU8::new(0)).collect(),
+            tries: (0..count).map(|_| Tries::default()).collect(),
             first_error: AtomicU64::new(0),
             keyless: AtomicU64::new(0),
             facts: AtomicU8::new(0),
-            returned_count: CachePadded::new(AtomicU32::new(0)),
-            claimed: CachePadded::new(AtomicU64::new(0)),
-            remaining: CachePadded::new(AtomicU32::new(count as u32)),
-            slices: parts.slices.into_boxed_slice(),
+            returned_count: Spaced::new(AtomicU32::new(0)),
+            claimed: Spaced::new(AtomicU64::new(0)),
+            remaining: Spaced::new(AtomicU32::new(count as u32)),
+            slices: parts.slices,
         })
     }
 
@@ -383,12 +393,12 @@ impl Work {
     /// Counts one more posting of a slice; returns how many it has now.
     pub(crate) fn count_post(&self, slice: u32) -> u8 {
         // Owned by one core at a time: a plain increment would do, but the slot is shared over time.
-        self.posts[slice as usize].fetch_add(1, Ordering::Relaxed).saturating_add(1)
+        self.tries[slice as usize].posts.fetch_add(1, Ordering::Relaxed).saturating_add(1)
     }
 
     /// Takes back one [`Work::count_post`]: the device had no room. Before the slice is given back.
     pub(crate) fn uncount_post(&self, slice: u32) {
-        self.posts[slice as usize].fetch_sub(1, Ordering::Relaxed);
+        self.tries[slice as usize].posts.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// `core` has no rail with the keys of some slice; returns whether every core with a rail has said so.
@@ -418,7 +428,7 @@ impl Work {
     /// Retries it has spent.
     #[cfg(test)]
     pub(crate) fn failures_of(&self, slice: u32) -> u8 {
-        self.failures[slice as usize].load(Ordering::Relaxed)
+        self.tries[slice as usize].failures.load(Ordering::Relaxed)
     }
 
     /// What has not been settled.
@@ -429,8 +439,9 @@ impl Work {
 
     /// Counts a failure that was the slice's own; returns whether it may be tried again.
     pub(crate) fn may_retry(&self, slice: u32) -> bool {
-        let failures = self.failures[slice as usize].fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        failures <= self.retries && self.posts[slice as usize].load(Ordering::Relaxed) < crate::limits::POSTS_MAX
+        let tries = &self.tries[slice as usize];
+        let failures = tries.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        failures <= self.retries && tries.posts.load(Ordering::Relaxed) < crate::limits::POSTS_MAX
     }
 
     /// Marks a slice's bytes as there. [`Work::settle`] must follow for it.
@@ -500,7 +511,7 @@ mod tests {
         Work::new(WorkParts {
             op: Op::Read,
             slices: (0..slices).map(slice).collect(),
-            transfers: vec![u64::from(slices.div_ceil(2)) * 8, u64::from(slices / 2) * 8],
+            transfers: [u64::from(slices.div_ceil(2)) * 8, u64::from(slices / 2) * 8].into_iter().collect(),
             local,
             remote: Arc::new(RemoteBuffers::new(Peer::new(PeerId(0), "p".into()), Route::any(), vec![])),
             submitted: Nanos::ZERO,

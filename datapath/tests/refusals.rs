@@ -236,7 +236,7 @@ impl Bench {
         let work = Work::new(WorkParts {
             op: Op::Read,
             slices: (0..slices).map(slice).collect(),
-            transfers: vec![64; slices as usize],
+            transfers: vec![64; slices as usize].into(),
             local: Arc::new(Region::new(memory.clone(), vec![chunk], "*".into(), false)),
             remote: Arc::new(RemoteBuffers::new(self.peer.clone(), Route::any(), vec![buffer])),
             submitted: Nanos::ZERO,

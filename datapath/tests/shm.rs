@@ -14,7 +14,7 @@ use moonrail_datapath::core::{
 use moonrail_datapath::nic::shm::ShmNic;
 use moonrail_datapath::nic::{Nic, Op, Target, WcStatus};
 use moonrail_datapath::region::{Chunk, Memory, Region};
-use moonrail_datapath::slice::{Extent, Slice, SliceRule, find_extent, tile};
+use moonrail_datapath::slice::{Extent, SliceRule, Slices, find_extent, tile};
 use moonrail_datapath::transfer::{Peer as CorePeer, RemoteBuffer, RemoteBuffers, Route};
 use moonrail_datapath::units::{CoreId, Nanos, NicId, PeerId, PeerNicId, RailId, RemoteAddr, Rkey};
 use moonrail_datapath::work::{Completion, Work, WorkParts};
@@ -279,7 +279,7 @@ fn a_core_moves_works_over_shared_memory() {
         [(Op::Write, 7, 8, 1 << 20), (Op::Read, 7, 2048, 4096), (Op::Write, 9, 2048, 4096), (Op::Read, 9, 8, 1 << 20)]
     {
         fill(&memory, if op == Op::Write { seed } else { 1 });
-        let mut slices: Vec<Slice> = vec![];
+        let mut slices = Slices::new();
         for at in 0..blocks as u64 {
             let (from, to) = (memory.addr() + at * size, RemoteAddr(far + at * size));
             let rule = SliceRule::default();
@@ -288,7 +288,7 @@ fn a_core_moves_works_over_shared_memory() {
         let work = Work::new(WorkParts {
             op,
             slices,
-            transfers: vec![size; blocks],
+            transfers: vec![size; blocks].into(),
             local: local.clone(),
             remote: remote.clone(),
             submitted: Nanos::ZERO,

@@ -12,6 +12,7 @@ use moonrail_datapath::error::{Cause, SliceError};
 use moonrail_datapath::limits::{DRAIN_LIMIT, STALL_AFTER};
 use moonrail_datapath::nic::{Direct, Op};
 use moonrail_datapath::work::{Completion, Proof, Quiescence, TransferStatus, Work};
+use smallvec::SmallVec;
 
 use crate::engine::{Engine, Shared};
 use crate::error::{SubmitError, TransferError, WaitError};
@@ -136,11 +137,16 @@ pub(crate) struct Place {
     pub(crate) work: Option<(u32, u32)>,
 }
 
+/// Those of a batch, in its order. Most have one.
+pub(crate) type Places = SmallVec<[Place; 1]>;
+/// The Works of a batch.
+pub(crate) type Works = SmallVec<[Arc<Work>; 1]>;
+
 /// What a batch is while it is under way and after.
 pub(crate) struct Flight {
     pub(crate) shared: Arc<Shared>,
     pub(crate) completion: Arc<Completion>,
-    pub(crate) places: Vec<Place>,
+    pub(crate) places: Places,
     pub(crate) submitted: Instant,
     /// When the cores end it.
     pub(crate) limit: Instant,
@@ -148,9 +154,9 @@ pub(crate) struct Flight {
     pub(crate) direct: Option<Arc<dyn Direct>>,
 }
 
-enum Works {
+enum Carried {
     /// As submitted; they hold the registered memory.
-    Held(Vec<Arc<Work>>),
+    Held(Works),
     /// Over, with state and bytes of each transfer, the first error, and what proves the end. Memory is let go.
     Over(Vec<(TransferState, u64)>, Option<Box<TransferError>>, Quiescence),
 }
@@ -164,7 +170,7 @@ pub(crate) struct Inner {
     verdict: AtomicU8,
     /// Nanoseconds from submission until the end was seen; 0: not yet.
     ended: AtomicU64,
-    works: Mutex<Works>,
+    works: Mutex<Carried>,
 }
 
 /// Transfers on their way. Any thread may poll it and wait for it. Dropping it never blocks: what is not on its way yet
@@ -200,8 +206,8 @@ impl Drop for Flying {
 }
 
 impl Batch {
-    pub(crate) fn new(flight: Flight, works: Vec<Arc<Work>>) -> Self {
-        let works = Mutex::new(Works::Held(works));
+    pub(crate) fn new(flight: Flight, works: Works) -> Self {
+        let works = Mutex::new(Carried::Held(works));
         let inner = Arc::new(Inner { flight, verdict: AtomicU8::new(UNKNOWN), ended: AtomicU64::new(0), works });
         inner.flight.shared.live.add(&inner);
         Self { kind: Kind::Flying(Flying { inner, timed: false }) }
@@ -400,8 +406,8 @@ impl Inner {
         let mut number = 0;
         loop {
             let work = match &*self.works() {
-                Works::Held(works) => works.get(number).cloned(),
-                Works::Over(..) => None,
+                Carried::Held(works) => works.get(number).cloned(),
+                Carried::Over(..) => None,
             };
             let Some(work) = work else { return false };
             let done = work.assist(direct.as_ref());
@@ -422,12 +428,12 @@ impl Inner {
             return Quiescence::Quarantined;
         }
         match &*self.works() {
-            Works::Over(.., quiescence) => *quiescence,
-            Works::Held(works) => quiescence_of(works),
+            Carried::Over(.., quiescence) => *quiescence,
+            Carried::Held(works) => quiescence_of(works),
         }
     }
 
-    fn works(&self) -> MutexGuard<'_, Works> {
+    fn works(&self) -> MutexGuard<'_, Carried> {
         self.works.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -441,8 +447,8 @@ impl Inner {
         }
         if self.verdict.load(Ordering::Relaxed) == UNKNOWN {
             let failed = match &*self.works() {
-                Works::Held(works) => works.iter().any(|work| has_failed(work)),
-                Works::Over(_, error, _) => error.is_some(),
+                Carried::Held(works) => works.iter().any(|work| has_failed(work)),
+                Carried::Over(_, error, _) => error.is_some(),
             };
             let nanos = u64::try_from(self.flight.submitted.elapsed().as_nanos()).unwrap_or(u64::MAX);
             let _ = self.ended.compare_exchange(0, nanos.max(1), Ordering::Relaxed, Ordering::Relaxed);
@@ -468,8 +474,8 @@ impl Inner {
             return Some((TransferState::Failed(Cause::Shutdown), 0));
         }
         match &*self.works() {
-            Works::Held(works) => Some(state_of(works, place)),
-            Works::Over(states, ..) => states.get(index).copied(),
+            Carried::Held(works) => Some(state_of(works, place)),
+            Carried::Over(states, ..) => states.get(index).copied(),
         }
     }
 
@@ -477,9 +483,9 @@ impl Inner {
         if !self.is_here() {
             return None;
         }
-        let held: Vec<Arc<Work>> = match &*self.works() {
-            Works::Over(_, error, _) => return error.as_deref().cloned(),
-            Works::Held(works) => works.clone(),
+        let held: Works = match &*self.works() {
+            Carried::Over(_, error, _) => return error.as_deref().cloned(),
+            Carried::Held(works) => works.clone(),
         };
         self.describe(&held, patience)
     }
@@ -490,12 +496,12 @@ impl Inner {
             return;
         }
         let held = match &*self.works() {
-            Works::Over(..) => return,
-            Works::Held(works) => works.clone(),
+            Carried::Over(..) => return,
+            Carried::Held(works) => works.clone(),
         };
         let error = self.describe(&held, patience).map(Box::new);
         let states = self.flight.places.iter().map(|place| state_of(&held, place)).collect();
-        *self.works() = Works::Over(states, error, quiescence_of(&held));
+        *self.works() = Carried::Over(states, error, quiescence_of(&held));
     }
 
     fn cancel(&self) {
@@ -503,8 +509,8 @@ impl Inner {
             return;
         }
         let held = match &*self.works() {
-            Works::Over(..) => return,
-            Works::Held(works) => works.clone(),
+            Carried::Over(..) => return,
+            Carried::Held(works) => works.clone(),
         };
         // Without the lock: who is woken by this may ask us at once.
         for work in &held {
@@ -529,8 +535,8 @@ impl Inner {
 
     fn not_over(&self, patience: Duration) -> WaitError {
         let works = match &*self.works() {
-            Works::Held(works) => works.clone(),
-            Works::Over(..) => Vec::new(),
+            Carried::Held(works) => works.clone(),
+            Carried::Over(..) => Works::new(),
         };
         let waiting: Vec<usize> = (0..self.flight.places.len())
             .filter(|&index| matches!(self.transfer(index), Some((TransferState::Waiting, _))))

@@ -9,12 +9,13 @@ use moonrail_datapath::core::dispatch;
 use moonrail_datapath::error::{Cause, SliceError};
 use moonrail_datapath::nic::{Direct, Op};
 use moonrail_datapath::region::Region as Registered;
-use moonrail_datapath::slice::{Slice, TileError, tile};
+use moonrail_datapath::slice::{Slices, TileError, tile};
 use moonrail_datapath::transfer::RemoteBuffers;
 use moonrail_datapath::units::{Nanos, RemoteAddr};
-use moonrail_datapath::work::{Completion, Work, WorkParts};
+use moonrail_datapath::work::{Completion, Lens, Work, WorkParts};
+use smallvec::SmallVec;
 
-use crate::batch::{Batch, Flight, Place, Transfer, after};
+use crate::batch::{Batch, Flight, Place, Places, Transfer, Works, after};
 use crate::engine::Shared;
 use crate::error::SubmitError;
 use crate::registry::{Registry, chunk_at};
@@ -30,9 +31,11 @@ struct Group {
     op: Op,
     remote: Arc<RemoteBuffers>,
     registered: Arc<Registered>,
-    slices: Vec<Slice>,
-    lens: Vec<u64>,
+    slices: Slices,
+    lens: Lens,
 }
+
+type Groups = SmallVec<[Group; 1]>;
 
 /// The transfers of a batch, wherever they are kept.
 pub(crate) trait Transfers {
@@ -126,10 +129,10 @@ impl Shared {
         if registry.stopped {
             return Err(SubmitError::Stopped);
         }
-        let mut groups: Vec<Group> = Vec::new();
+        let mut groups = Groups::new();
         // What the peer offers, looked up once per run of transfers to one segment.
         let mut current: Option<(&Segment, Arc<RemoteBuffers>)> = None;
-        let mut places = Vec::with_capacity(transfers.count());
+        let mut places = Places::with_capacity(transfers.count());
         let mut bytes = 0u64;
         for index in 0..transfers.count() {
             let (segment, transfer) = transfers.get(index);
@@ -152,7 +155,7 @@ impl Shared {
         let now = (self.clock)();
         let until = now.plus(Nanos::from_duration(span));
         let completion = Completion::new(groups.len() as u32);
-        let works = groups.into_iter().map(|group| self.work(group, now, until, &completion)).collect::<Vec<_>>();
+        let works = groups.into_iter().map(|group| self.work(group, now, until, &completion)).collect::<Works>();
         let mut room_until = None;
         for (number, work) in works.iter().enumerate() {
             self.enqueue(work, (number > 0).then_some(&mut room_until), direct.map(AsRef::as_ref))?;
@@ -168,7 +171,7 @@ impl Shared {
     /// Cuts one transfer into the group it belongs to; returns its place there.
     fn add(
         &self,
-        groups: &mut Vec<Group>,
+        groups: &mut Groups,
         registry: &Registry,
         index: usize,
         buffers: &Arc<RemoteBuffers>,
@@ -185,7 +188,7 @@ impl Shared {
         });
         let place = found.unwrap_or_else(|| {
             let registered = entry.registered.clone();
-            groups.push(Group { op, remote: buffers.clone(), registered, slices: Vec::new(), lens: Vec::new() });
+            groups.push(Group { op, remote: buffers.clone(), registered, slices: Slices::new(), lens: Lens::new() });
             groups.len() - 1
         });
         let group = &mut groups[place];

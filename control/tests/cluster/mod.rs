@@ -27,9 +27,9 @@ use moonrail_datapath::nic::sim::{SimNicId, SimOptions, SimWorld};
 use moonrail_datapath::nic::{Access, CqHandle, Op};
 use moonrail_datapath::random::Random;
 use moonrail_datapath::region::{Chunk, Memory, Region};
-use moonrail_datapath::slice::{Extent, Slice, SliceRule, find_extent, tile};
+use moonrail_datapath::slice::{Extent, SliceRule, Slices, find_extent, tile};
 use moonrail_datapath::units::{CoreId, Gid, Nanos, NicId, RemoteAddr};
-use moonrail_datapath::work::{Completion, Work, WorkParts};
+use moonrail_datapath::work::{Completion, Lens, Work, WorkParts};
 
 /// What may go wrong between the nodes, in percent.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

@@ -59,7 +59,7 @@ impl Cluster {
         let remote = to.buffers.clone();
         let near: Vec<Extent> = local.chunks().iter().map(|c| Extent { addr: c.addr, len: c.len }).collect();
         let find_near = |a| find_extent(&near, a);
-        let (mut slices, mut transfers): (Vec<Slice>, _) = (vec![], vec![]);
+        let (mut slices, mut transfers) = (Slices::new(), Lens::new());
         for offset in (0..len).step_by(piece as usize) {
             let piece = piece.min(len - offset);
             let base = RemoteAddr(remote.buffers[0].extent.addr + at + offset);

@@ -87,7 +87,7 @@ enum Step {
 fn anew(like: &Work) -> Arc<Work> {
     Work::new(WorkParts {
         op: like.op,
-        slices: like.slices.to_vec(),
+        slices: like.slices.clone(),
         transfers: like.transfers.iter().map(|transfer| transfer.len).collect(),
         local: like.local.clone(),
         remote: like.remote.clone(),

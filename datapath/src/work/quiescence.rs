@@ -72,7 +72,7 @@ impl Work {
 
     /// Whether a slice was handed to a device, or copied.
     fn was_begun(&self) -> bool {
-        self.posts.iter().any(|posts| posts.load(Ordering::Relaxed) > 0)
+        self.tries.iter().any(|tries| tries.posts.load(Ordering::Relaxed) > 0)
             || self.transfers.iter().any(|transfer| transfer.transferred() > 0)
     }
 

@@ -13,7 +13,7 @@ use moonrail_datapath::nic::{
     Access, AdminHalf, ConnectedQp, CqHandle, InitAttr, Nic, Op, PostHalf, Qp, QpCaps, RtrAttr, RtsAttr, qp,
 };
 use moonrail_datapath::region::{Chunk, Memory, Region};
-use moonrail_datapath::slice::{Extent, Slice, SliceRule, find_extent, tile};
+use moonrail_datapath::slice::{Extent, SliceRule, Slices, find_extent, tile};
 use moonrail_datapath::transfer::{Peer, RemoteBuffer, RemoteBuffers, Route};
 use moonrail_datapath::units::{
     CoreId, Gid, GidIndex, Lid, Mtu, Nanos, NicId, PeerId, PeerNicId, PortNum, RailId, RemoteAddr, RqPsn, SqPsn,
@@ -257,7 +257,7 @@ impl Rig {
         remote: &Arc<RemoteBuffers>,
         parts: &[(u64, u64, u64)],
     ) -> Arc<Work> {
-        let mut slices: Vec<Slice> = vec![];
+        let mut slices = Slices::new();
         let near: Vec<Extent> = local.chunks().iter().map(|c| Extent { addr: c.addr, len: c.len }).collect();
         for (index, &(from, to, len)) in parts.iter().enumerate() {
             let base = RemoteAddr(remote.buffers[0].extent.addr + to);

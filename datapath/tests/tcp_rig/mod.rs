@@ -18,7 +18,7 @@ use moonrail_datapath::nic::{
     WcStatus, WorkRequest, qp,
 };
 use moonrail_datapath::region::{Chunk, Memory, Region};
-use moonrail_datapath::slice::{Extent, Slice, SliceRule, find_extent, tile};
+use moonrail_datapath::slice::{Extent, SliceRule, Slices, find_extent, tile};
 use moonrail_datapath::transfer::{Peer, RemoteBuffer, RemoteBuffers, Route};
 use moonrail_datapath::units::{CoreId, Lkey, Nanos, NicId, PeerId, PeerNicId, RailId, RemoteAddr, Rkey, WrId};
 use moonrail_datapath::work::{Completion as Done, Work, WorkParts};
@@ -298,7 +298,7 @@ impl Node {
         remote: &Arc<RemoteBuffers>,
         parts: &[(u64, u64, u64)],
     ) -> Arc<Work> {
-        let mut slices: Vec<Slice> = vec![];
+        let mut slices = Slices::new();
         let near: Vec<Extent> = local.chunks().iter().map(|c| Extent { addr: c.addr, len: c.len }).collect();
         for (index, &(from, to, len)) in parts.iter().enumerate() {
             let base = RemoteAddr(remote.buffers[0].extent.addr + to);

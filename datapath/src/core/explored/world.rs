@@ -179,7 +179,7 @@ impl CoreWorld {
         let work = Work::new(WorkParts {
             op: plan.op,
             slices: (0..plan.slices).map(slice).collect(),
-            transfers: vec![u64::from(SLICE); plan.slices as usize],
+            transfers: (0..plan.slices).map(|_| u64::from(SLICE)).collect(),
             local: local.clone(),
             remote: Arc::new(RemoteBuffers::new(peer.clone(), Route::any(), vec![buffer])),
             submitted: Nanos::ZERO,

@@ -66,8 +66,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         without: "a slice is retried as often as configured",
         edits: &[Edit {
             file: WORK,
-            from: "failures <= self.retries && self.posts",
-            to: "failures < u8::MAX && self.posts",
+            from: "failures <= self.retries && tries.posts",
+            to: "failures < u8::MAX && tries.posts",
         }],
         catcher: UNIT.test("work::tests::a_slice_is_retried_as_often_as_configured_and_no_more"),
     },
