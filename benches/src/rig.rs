@@ -86,7 +86,7 @@ impl Rig {
         };
         let origin = Instant::now();
         let clock = move || Nanos::from_duration(origin.elapsed());
-        let body = move || core::run(&mut Core::new(config), mode, &clock);
+        let body = move || drop(core::run(Box::new(Core::new(config)), mode, &clock, &|_| {}));
         let core = std::thread::Builder::new().name("mr-core-0".into()).spawn(body)?;
         let rail_counters = Arc::new(RailCounters::default());
         let key = RailKey { rail: RailId(0), life: 0 };

@@ -16,6 +16,7 @@
 //!               │ last one
 //!               ▼
 //!            batch's word; the Work goes up the event ring, control wakes who sleeps and drops it
+//!            (where a caller turns the core, `core/rest.rs`: dropped there, unless somebody sleeps)
 //! ```
 //! Modules in the order data meets them. Unsafe code lives in [`region`], [`lanes`], `nic::verbs`, `nic::shm` and `nic::tcp`'s
 //! gather lists, nowhere else.

@@ -231,7 +231,7 @@ pub struct Work {
 }
 
 impl Work {
-    /// Allocates everything the Work will ever need: cores allocate and free nothing.
+    /// Allocates everything the Work will ever need: cores allocate nothing.
     pub fn new(parts: WorkParts) -> Arc<Self> {
         let count = parts.slices.len();
         let bytes = parts.slices.iter().map(|s| u64::from(s.len)).sum();

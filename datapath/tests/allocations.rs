@@ -1,4 +1,4 @@
-//! A turn allocates nothing and frees nothing, whatever happens in it.
+//! A turn of a core's own thread allocates nothing and frees nothing, whatever happens in it.
 
 mod counting;
 mod rig;

@@ -5,9 +5,7 @@ mod rig;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use moonrail_datapath::core::{
-    Core, CoreConfig, CoreCounters, Doorbell, Inbox, Outbox, PollMode, Remains, run_guarded,
-};
+use moonrail_datapath::core::{Core, CoreConfig, CoreCounters, Doorbell, Inbox, Led, Outbox, PollMode, Remains, run};
 use moonrail_datapath::error::Cause;
 use moonrail_datapath::nic::sim::SimOptions;
 use moonrail_datapath::nic::{Completion, CompletionQueue, Op};
@@ -151,14 +149,25 @@ fn one_that_panics_again_looks_at_its_nics_no_more_and_control_destroys_what_it_
     }
 }
 
-/// A NIC whose queue cannot be looked at so many times.
-struct Broken(AtomicU32);
+/// Stops the core, so that no thread is waited for where a test has failed.
+struct Stops<'a>(&'a Inbox);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.command(moonrail_datapath::core::Command::Stop);
+    }
+}
+
+/// A NIC whose queue cannot be looked at, so many times.
+struct Broken(Arc<AtomicU32>);
 
 impl CompletionQueue for Broken {
     fn poll(&mut self, _: &mut [Completion]) -> std::io::Result<usize> {
         let left = self.0.load(Ordering::Relaxed);
-        self.0.store(left.saturating_sub(1), Ordering::Relaxed);
-        assert!(left == 0, "as if by a bug");
+        if left > 0 {
+            self.0.store(left - 1, Ordering::Relaxed);
+            panic!("as if by a bug");
+        }
         Ok(0)
     }
 
@@ -172,20 +181,20 @@ fn a_panic_is_told_once_and_the_thread_goes_on_to_give_back() {
     for (panics, told) in [(0, vec![]), (1, vec![Remains::GivesBack]), (9, vec![Remains::GivesBack])] {
         let inbox = Inbox::new(CoreId(0)).unwrap();
         let outbox = Outbox::new(Arc::new(Doorbell::new().unwrap()));
-        let mut core = Core::new(CoreConfig {
+        let core = Box::new(Core::new(CoreConfig {
             id: CoreId(0),
             inbox: inbox.clone(),
             outbox,
             cores: vec![inbox.clone()].into(),
-            nics: vec![(NicId(0), Box::new(Broken(AtomicU32::new(panics))))],
+            nics: vec![(NicId(0), Box::new(Broken(Arc::new(AtomicU32::new(panics)))))],
             counters: Arc::new(CoreCounters::default()),
-        });
+        }));
         let started = std::time::Instant::now();
         let clock = move || Nanos::from_duration(started.elapsed());
         let heard = std::sync::Mutex::new(Vec::new());
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
-                run_guarded(&mut core, PollMode::default(), &clock, &|remains| heard.lock().unwrap().push(remains));
+                run(core, PollMode::default(), &clock, &|remains| heard.lock().unwrap().push(remains));
             });
             std::thread::sleep(std::time::Duration::from_millis(20));
             assert!(!thread.is_finished(), "after {panics} panics");
@@ -194,4 +203,51 @@ fn a_panic_is_told_once_and_the_thread_goes_on_to_give_back() {
         });
         assert_eq!(heard.into_inner().unwrap(), told, "after {panics} panics");
     }
+}
+
+#[test]
+fn a_panic_on_the_thread_of_a_caller_that_leads_is_the_cores_and_not_the_callers() {
+    let inbox = Inbox::new(CoreId(0)).unwrap();
+    let panics = Arc::new(AtomicU32::new(0));
+    let core = Box::new(Core::new(CoreConfig {
+        id: CoreId(0),
+        inbox: inbox.clone(),
+        outbox: Outbox::new(Arc::new(Doorbell::new().unwrap())),
+        cores: vec![inbox.clone()].into(),
+        nics: vec![(NicId(0), Box::new(Broken(panics.clone())))],
+        counters: Arc::new(CoreCounters::default()),
+    }));
+    let started = std::time::Instant::now();
+    let clock = move || Nanos::from_duration(started.elapsed());
+    let heard = std::sync::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        let thread =
+            scope.spawn(|| run(core, PollMode::default(), &clock, &|remains| heard.lock().unwrap().push(remains)));
+        let lead = |turns: u32| {
+            let mut left = turns;
+            let mut is_over = || {
+                left = left.saturating_sub(1);
+                left == 0
+            };
+            inbox.lead(clock(), Nanos::FAR, &clock, &mut is_over)
+        };
+        // When its own thread has gone to sleep.
+        let led = (0..2000).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            lead(3) == Led::Over
+        });
+        let _stop = Stops(&inbox);
+        assert!(led, "the core never rests");
+        panics.store(1, Ordering::Relaxed);
+        // By whichever of both threads: the core is left to its own from there on.
+        let told = (0..2000).any(|_| {
+            let _ = lead(1000);
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            !heard.lock().unwrap().is_empty()
+        });
+        assert!(told, "nobody heard of the panic");
+        assert_eq!(lead(3), Led::Follow, "a core that is lost is led no more");
+        assert!(!thread.is_finished(), "it gives back what it has");
+    });
+    assert_eq!(heard.into_inner().unwrap(), [Remains::GivesBack]);
 }

@@ -413,10 +413,11 @@ fn asking_for_rails_leaves_room_for_what_may_not_be_refused() {
 fn a_completion_channel_that_breaks_while_the_core_sleeps_is_told() {
     let (broken, mut other) = UnixStream::pair().unwrap();
     io::Write::write_all(&mut other, b"x").unwrap();
-    let Bench { mut core, inbox, outbox, .. } = Bench::new(Some(broken));
+    let Bench { core, inbox, outbox, .. } = Bench::new(Some(broken));
     let started = std::time::Instant::now();
     let clock = move || Nanos::from_duration(started.elapsed());
-    let thread = std::thread::spawn(move || run(&mut core, PollMode::Adaptive { spin: Nanos::ZERO }, &clock));
+    let thread =
+        std::thread::spawn(move || run(Box::new(core), PollMode::Adaptive { spin: Nanos::ZERO }, &clock, &|_| {}));
     let told = (0..200).any(|_| {
         std::thread::sleep(std::time::Duration::from_millis(5));
         std::iter::from_fn(|| outbox.next()).any(|event| matches!(event, CoreEvent::CqLost { nic: NicId(0) }))

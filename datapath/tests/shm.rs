@@ -247,7 +247,7 @@ fn a_core_moves_works_over_shared_memory() {
     };
     let start = Instant::now();
     let clock = move || Nanos::from_duration(start.elapsed());
-    let core = std::thread::spawn(move || run(&mut Core::new(config), PollMode::default(), &clock));
+    let core = std::thread::spawn(move || run(Box::new(Core::new(config)), PollMode::default(), &clock, &|_| {}));
     let core_peer = CorePeer::new(PeerId(0), "b".into());
     let target = Target::Shm { token: peer.token };
     let (qp, _admin) = nic.dial(&handle, caps(), &target, Instant::now() + PATIENCE).unwrap();

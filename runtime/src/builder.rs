@@ -18,10 +18,12 @@ use moonrail_control::Eviction;
 /// How a data core waits for work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum PollMode {
-    /// Spins for 5 us, looks on between other threads for 0.3 ms, then sleeps until it is rung or a NIC has a completion.
+    /// Leaves the work to a caller that waits for its batch, or polls it, and takes up what no caller goes on with. Without one:
+    /// spins for 5 us, looks on between other threads for 0.3 ms, then sleeps until it is rung or a NIC has a completion.
     #[default]
     Adaptive,
-    /// Spins for ever: lowest latency, one whole CPU per core.
+    /// Spins for ever, and does all the work itself: one whole CPU per core. For processors to spare, and callers whose threads may
+    /// be held up at any time.
     Busy,
 }
 

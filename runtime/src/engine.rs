@@ -15,7 +15,7 @@ use moonrail_datapath::lanes::{Lanes, Snapshot};
 use moonrail_datapath::nic::{Fabric, Nic};
 use moonrail_datapath::region::Memory;
 use moonrail_datapath::region::process::Process;
-use moonrail_datapath::units::{Gid, GidIndex, Lid, Mtu, PortNum};
+use moonrail_datapath::units::{Gid, GidIndex, Lid, Mtu, Nanos, PortNum};
 
 use crate::batch::{Batch, BatchBuilder, Transfer, after};
 use crate::builder::EngineBuilder;
@@ -157,6 +157,8 @@ pub struct CoreCounters {
     pub busy_turns: u64,
     /// Turns that found nothing to do.
     pub idle_turns: u64,
+    /// Turns, among both, that were made by callers' own threads while they submitted or waited.
+    pub led_turns: u64,
     /// Times the core went to sleep.
     pub sleeps: u64,
 }
@@ -189,6 +191,7 @@ impl Counters {
             refused: sum.refused + core.refused,
             busy_turns: sum.busy_turns + core.busy_turns,
             idle_turns: sum.idle_turns + core.idle_turns,
+            led_turns: sum.led_turns + core.led_turns,
             sleeps: sum.sleeps + core.sleeps,
         })
     }
@@ -254,6 +257,11 @@ impl Shared {
 
     pub(crate) fn registry_mut(&self) -> RwLockWriteGuard<'_, Registry> {
         self.registry.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A point in time on the engine's clock.
+    pub(crate) fn at(&self, instant: Instant) -> Nanos {
+        Nanos::from_duration(instant.saturating_duration_since(self.origin))
     }
 
     pub(crate) fn incidents(&self) -> Vec<IncidentInfo> {
@@ -323,6 +331,7 @@ impl Shared {
             refused: counting.refused.get(),
             busy_turns: counting.busy_turns.get(),
             idle_turns: counting.idle_turns.get(),
+            led_turns: counting.led_turns.get(),
             sleeps: counting.sleeps.get(),
         };
         let (copies, copied_bytes) = self.copied.total();

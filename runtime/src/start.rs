@@ -254,7 +254,7 @@ fn spawn_cores(
         let body_name = name.clone();
         let body = move || {
             // Allocated on its own thread, so that its memory lies on its own node.
-            let mut core = Core::new(config);
+            let core = Box::new(Core::new(config));
             let told = |remains| {
                 let follows = match remains {
                     Remains::GivesBack => "what it carried ends as \"core lost\", and it uses its NICs no more",
@@ -263,7 +263,7 @@ fn spawn_cores(
                 let text = format!("{body_name} has panicked: {follows}; restart this process and report the panic");
                 log.line(Level::Error, &text);
             };
-            core::run_guarded(&mut core, mode, &*clock, &told);
+            core::run(core, mode, &*clock, &told);
         };
         match pin::spawn(name, place.cpu, unpinned, body) {
             Ok(thread) => threads.push(thread),

@@ -5,7 +5,7 @@ mod at_once;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use moonrail_datapath::core::dispatch;
+use moonrail_datapath::core::{dispatch, enqueue};
 use moonrail_datapath::error::{Cause, SliceError};
 use moonrail_datapath::nic::{Direct, Op};
 use moonrail_datapath::region::Region as Registered;
@@ -123,9 +123,9 @@ impl Shared {
         deadline: Option<Duration>,
         direct: Option<&Arc<dyn Direct>>,
     ) -> Result<Batch, SubmitError> {
-        let submitted = Instant::now();
         // Held until everything is enqueued: memory cannot leave, and the engine cannot stop, in between.
         let registry = self.registry();
+        let submitted = Instant::now();
         if registry.stopped {
             return Err(SubmitError::Stopped);
         }
@@ -152,18 +152,31 @@ impl Shared {
             bytes = bytes.saturating_add(transfer.len);
         }
         let span = deadline.unwrap_or_else(|| self.settings.transfer_timeout + Duration::from_nanos(bytes));
-        let now = (self.clock)();
+        let now = self.at(submitted);
         let until = now.plus(Nanos::from_duration(span));
         let completion = Completion::new(groups.len() as u32);
         let works = groups.into_iter().map(|group| self.work(group, now, until, &completion)).collect::<Works>();
         let mut room_until = None;
+        // What goes to one core the caller may turn that core for. What goes to several they carry side by side, and what this thread
+        // can copy it copies beside them.
+        let by_caller = works.len() == 1 && direct.is_none();
         for (number, work) in works.iter().enumerate() {
-            self.enqueue(work, (number > 0).then_some(&mut room_until), direct.map(AsRef::as_ref))?;
+            if by_caller {
+                enqueue(work.clone(), &self.inboxes).map_err(|_| SubmitError::Busy)?;
+            } else {
+                self.enqueue(work, (number > 0).then_some(&mut room_until), direct.map(AsRef::as_ref))?;
+            }
         }
         let direct = direct.cloned();
         drop(registry);
+        let lead = works.first().filter(|_| by_caller).map(|work| usize::from(work.home().0));
+        if let Some(home) = lead {
+            // Posted from here, if the core rests.
+            // To cut many takes longer than to look at the clock.
+            self.inboxes[home].attend(&|| if transfers.count() > 1 { (self.clock)() } else { now });
+        }
         Ok(Batch::new(
-            Flight { shared: self.clone(), completion, places, submitted, limit: after(submitted, span), direct },
+            Flight { shared: self.clone(), completion, places, submitted, limit: after(submitted, span), direct, lead },
             works,
         ))
     }

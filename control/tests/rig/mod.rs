@@ -98,8 +98,7 @@ pub(crate) fn node(world: &SimWorld, number: u8, options: Options) -> Result<Nod
         };
         let clock = clock.clone();
         cores.push(std::thread::spawn(move || {
-            let mut core = Core::new(config);
-            run(&mut core, PollMode::default(), &|| clock());
+            run(Box::new(Core::new(config)), PollMode::default(), &|| clock(), &|_| {});
         }));
     }
     let log = Arc::new(Mutex::new(Vec::new()));

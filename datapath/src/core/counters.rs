@@ -53,6 +53,8 @@ counters! {
         busy_turns,
         /// Turns that found nothing to do.
         idle_turns,
+        /// Turns, among both, that callers made: see [`super::Inbox::lead`].
+        led_turns,
         /// Times the core went to sleep.
         sleeps,
         /// Work requests the devices accepted, trials included.

@@ -4,9 +4,7 @@
 //! Control takes the NICs away from it, moves its queue pairs to ERR, and destroys those that do not drain. Its Works, and those that
 //! still come, end as *core lost*; what has slices under way ends when these are back, as everywhere.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use super::{Core, PollMode, run};
+use super::Core;
 use crate::error::{Cause, SliceError};
 use crate::units::Nanos;
 
@@ -22,20 +20,27 @@ pub enum Remains {
     Nothing,
 }
 
-/// As [`run`], for the thread's whole life: a panic is told to `told`, and does not leave those who wait without an answer.
-pub fn run_guarded(core: &mut Core, mode: PollMode, clock: &dyn Fn() -> Nanos, told: &dyn Fn(Remains)) {
-    for panics in 1..=PANICS {
-        let turned = catch_unwind(AssertUnwindSafe(|| {
-            if panics > 1 {
-                core.lose(clock());
+/// Panics of a core so far.
+#[derive(Default)]
+pub(super) struct Panics(u32);
+
+impl Panics {
+    /// A turn of `core` has panicked, on whatever thread. Whether it is to be turned on.
+    pub(super) fn lose(&mut self, core: &mut Core, clock: &dyn Fn() -> Nanos, told: &dyn Fn(Remains)) -> bool {
+        loop {
+            self.0 += 1;
+            core.panicked = false;
+            match self.0 {
+                1 => told(Remains::GivesBack),
+                PANICS => {
+                    told(Remains::Nothing);
+                    return false;
+                }
+                _ => {}
             }
-            run(core, mode, clock);
-        }));
-        match turned {
-            Ok(()) => return,
-            Err(_) if panics == 1 => told(Remains::GivesBack),
-            Err(_) if panics == PANICS => told(Remains::Nothing),
-            Err(_) => {}
+            if core.guarded(|core| core.lose(clock())).is_ok() {
+                return true;
+            }
         }
     }
 }
@@ -52,7 +57,7 @@ pub(super) enum Trust {
 }
 
 impl Core {
-    /// The core's last turn has panicked, or one is to be treated so. To be turned on: see [`run_guarded`].
+    /// The core's last turn has panicked, or one is to be treated so. To be turned on: see [`super::run`].
     pub fn lose(&mut self, now: Nanos) {
         self.trust = if self.trust == Trust::Whole { Trust::Lost } else { Trust::Blind };
         for rail in 0..self.rails.len() {

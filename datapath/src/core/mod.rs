@@ -22,6 +22,7 @@ mod lost;
 pub mod port;
 mod post;
 mod reap;
+mod rest;
 mod run;
 mod settle;
 mod stall;
@@ -37,8 +38,9 @@ use crate::units::{CoreId, Nanos, NicId};
 
 pub use counters::CoreCounters;
 pub use inflight::InFlightRing;
-pub use lost::{Remains, run_guarded};
-pub use port::{Command, CoreEvent, Doorbell, Inbox, Outbox, RailKey, RailSpec, dispatch};
+pub use lost::Remains;
+pub use port::{Command, CoreEvent, Doorbell, Inbox, Outbox, RailKey, RailSpec, dispatch, enqueue};
+pub use rest::{Led, Wanting};
 pub use run::{PollMode, run};
 pub use times::{Spread, Times};
 
@@ -61,7 +63,7 @@ pub struct CoreConfig {
     pub counters: Arc<CoreCounters>,
 }
 
-/// A core. Whoever holds it is its thread.
+/// A core. Whoever holds it is its thread: its own ([`run`]), or a caller that waits for it ([`Inbox::lead`]).
 pub struct Core {
     id: CoreId,
     inbox: Arc<Inbox>,
@@ -89,6 +91,14 @@ pub struct Core {
     last_watch: Nanos,
     stopping: Option<Nanos>,
     stopped: bool,
+    /// When it was turned last, on whatever thread.
+    turned: Nanos,
+    /// When it did something for a peer last.
+    served: Option<Nanos>,
+    /// A caller turns it, not its own thread.
+    led: bool,
+    /// A turn of it was cut short, and nobody has seen to that yet.
+    panicked: bool,
     trust: lost::Trust,
 }
 
@@ -125,6 +135,10 @@ impl Core {
             last_watch: Nanos::ZERO,
             stopping: None,
             stopped: false,
+            turned: Nanos::ZERO,
+            served: None,
+            led: false,
+            panicked: false,
             trust: lost::Trust::Whole,
         }
     }

@@ -9,6 +9,7 @@ use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
 
 use super::counters::RailCounters;
+use super::rest::Rest;
 use crate::error::{Cause, FirstError};
 use crate::limits::{COMMAND_RING, EVENT_RING, WORK_RING};
 use crate::nic::{ConnectedQp, PostHalf};
@@ -147,10 +148,11 @@ pub enum CoreEvent {
         /// The peer.
         peer: PeerId,
     },
-    /// A Work is terminal. Control wakes its batch and drops it.
+    /// A Work is terminal. Control wakes its batch and drops it. Not told where a caller turned the core and nobody sleeps: it is
+    /// dropped there.
     Finished(Arc<Work>),
     /// This core has no more to do with a Work that others finish or finished. Control drops it: the last reference
-    /// frees memory, which no core does.
+    /// frees memory, which no core's own thread does.
     Released(Arc<Work>),
     /// A completion queue reported an error: outcomes may be lost on this NIC.
     CqLost {
@@ -186,6 +188,11 @@ impl Doorbell {
         }
     }
 
+    /// Whether somebody sleeps, or is about to. What he has to see must be published before, and a fence be between.
+    pub(super) fn has_sleeper(&self) -> bool {
+        self.sleeping.load(Ordering::Relaxed)
+    }
+
     /// Announces sleep. Look at the rings after this and before sleeping.
     pub fn prepare(&self) {
         self.sleeping.store(true, Ordering::Relaxed);
@@ -213,6 +220,7 @@ pub struct Inbox {
     /// Bytes in flight and waiting, as the core last published them; submitters choose the least.
     load: CachePadded<AtomicU64>,
     doorbell: Doorbell,
+    pub(super) rest: Rest,
 }
 
 impl Inbox {
@@ -224,6 +232,7 @@ impl Inbox {
             commands: ArrayQueue::new(COMMAND_RING),
             load: CachePadded::new(AtomicU64::new(0)),
             doorbell: Doorbell::new()?,
+            rest: Rest::new(),
         }))
     }
 
@@ -232,10 +241,10 @@ impl Inbox {
         self.core
     }
 
-    /// Enqueues a Work, from any thread. A full ring gives it back.
+    /// Enqueues a Work, from any thread, for the core's own thread to carry. A full ring gives it back.
     pub fn submit(&self, work: Arc<Work>) -> Result<(), Arc<Work>> {
         self.works.push(work)?;
-        self.doorbell.ring();
+        self.call();
         Ok(())
     }
 
@@ -311,11 +320,19 @@ impl Outbox {
 }
 
 /// Puts a Work into the rings of cores that can move it: the least loaded core with a rail becomes its home and gets
-/// it first; a Work of more than two slices also goes to others, at most one core for each two slices.
+/// it first; a Work of more than two slices also goes to others, at most one core for each two slices. Wakes them all.
 ///
 /// # Errors
 /// Gives the Work back, enqueued nowhere, when the home core's ring is full: the caller is *busy*.
 pub fn dispatch(work: Arc<Work>, cores: &[Arc<Inbox>]) -> Result<(), Arc<Work>> {
+    enqueue(work, cores).map(|home| home.call())
+}
+
+/// As [`dispatch`], but does not wake the home, which it returns: it is to be attended to ([`Inbox::attend`]) or woken.
+///
+/// # Errors
+/// As [`dispatch`].
+pub fn enqueue(work: Arc<Work>, cores: &[Arc<Inbox>]) -> Result<&Arc<Inbox>, Arc<Work>> {
     let routes = work.remote().peer.routes();
     let eligible = |inbox: &&Arc<Inbox>| routes == 0 || routes >> inbox.core().0 & 1 == 1;
     let Some(home) = cores.iter().filter(eligible).min_by_key(|inbox| inbox.load()) else {
@@ -323,10 +340,10 @@ pub fn dispatch(work: Arc<Work>, cores: &[Arc<Inbox>]) -> Result<(), Arc<Work>> 
     };
     work.set_home(home.core());
     let helpers = if routes == 0 { 0 } else { (work.slices().len() / 2).saturating_sub(1) };
-    home.submit(work.clone())?;
+    home.works.push(work.clone())?;
     for other in cores.iter().filter(eligible).filter(|inbox| inbox.core() != home.core()).take(helpers) {
         // A full ring of a helper costs speed only: the home core claims what the helper does not.
         let _ = other.submit(work.clone());
     }
-    Ok(())
+    Ok(home)
 }

@@ -70,7 +70,11 @@ impl Core {
                     break;
                 }
             }
-            reaped += self.nics[nic].cq.served();
+            let served = self.nics[nic].cq.served();
+            if served > 0 {
+                self.served = Some(now);
+            }
+            reaped += served;
         }
         reaped
     }

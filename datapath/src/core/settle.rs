@@ -74,7 +74,7 @@ impl Core {
     }
 
     /// Frees the seat of a Work this core has nothing more to do with. Its reference leaves by the event ring: the last
-    /// one frees memory, which no core does.
+    /// one frees memory, which no core's own thread does.
     pub(super) fn release_if_over(&mut self, seat: u32) {
         let entry = &self.works[seat as usize];
         let Some(work) = &entry.work else { return };
@@ -105,16 +105,21 @@ impl Core {
             self.free_works.push(seat);
             if finished {
                 self.tell_finished(work, seat);
-            } else {
+            } else if !self.led {
                 self.tell(CoreEvent::Released(work));
             }
         }
     }
 
-    /// Tells, and only then rings: control may have looked at its ring just before, and go to sleep.
+    /// Tells, and only then rings: control may have looked at its ring just before, and go to sleep. A caller that turns the
+    /// core may free memory, unlike the core's own thread: it drops what nobody sleeps for, and no thread has to do it later.
     fn tell_finished(&mut self, work: Arc<Work>, seat: u32) {
+        let awaited = std::mem::take(&mut self.works[seat as usize].awaited);
+        if self.led && !awaited {
+            return;
+        }
         self.tell(CoreEvent::Finished(work));
-        if std::mem::take(&mut self.works[seat as usize].awaited) {
+        if awaited {
             self.outbox.ring();
         }
     }

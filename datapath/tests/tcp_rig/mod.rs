@@ -185,7 +185,7 @@ struct Life {
 /// A node with a real core that the test turns, and what control would do about its events.
 pub(crate) struct Node {
     pub(crate) nic: Arc<TcpNic>,
-    pub(crate) core: Core,
+    pub(crate) core: Box<Core>,
     pub(crate) inboxes: Arc<[Arc<Inbox>]>,
     outbox: Arc<Outbox>,
     handle: CqHandle,
@@ -207,14 +207,14 @@ impl Node {
         let inboxes: Arc<[Arc<Inbox>]> = Arc::new([Inbox::new(CoreId(0)).unwrap()]);
         let outbox = Outbox::new(Arc::new(Doorbell::new().unwrap()));
         let counters = Arc::<CoreCounters>::default();
-        let core = Core::new(CoreConfig {
+        let core = Box::new(Core::new(CoreConfig {
             id: CoreId(0),
             inbox: inboxes[0].clone(),
             outbox: outbox.clone(),
             cores: inboxes.clone(),
             nics: vec![(NicId(0), cq)],
             counters: counters.clone(),
-        });
+        }));
         Self {
             nic,
             core,
@@ -326,7 +326,7 @@ impl Node {
         let started = self.started;
         std::thread::spawn(move || {
             let clock = || nanos(started.elapsed()).plus(Nanos::from_millis(1));
-            moonrail_datapath::core::run(&mut self.core, PollMode::default(), &clock);
+            self.core = moonrail_datapath::core::run(self.core, PollMode::default(), &clock, &|_| {});
             self
         })
     }

@@ -131,6 +131,7 @@ fn cores_of(page: &mut Page, cores: &[CoreCounters]) {
     each("moonrail_core_completions_total", "Completions reaped.", &|core| core.completions);
     each("moonrail_core_busy_turns_total", "Turns that did something.", &|core| core.busy_turns);
     each("moonrail_core_idle_turns_total", "Turns that found nothing to do.", &|core| core.idle_turns);
+    each("moonrail_core_led_turns_total", "Turns, among both, that callers' own threads made.", &|core| core.led_turns);
     each("moonrail_core_sleeps_total", "Times it went to sleep.", &|core| core.sleeps);
 }
 

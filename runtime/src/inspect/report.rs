@@ -64,7 +64,7 @@ fn counters(reply: &mut Value, shared: &Shared) {
             "completions": c.completions, "bytes": c.bytes, "slices": c.slices,
             "failed": c.failed, "retries": c.retries, "first_errors": c.first_errors,
             "flushes": c.flushes, "refused": c.refused, "busy_turns": c.busy_turns,
-            "idle_turns": c.idle_turns, "sleeps": c.sleeps,
+            "idle_turns": c.idle_turns, "led_turns": c.led_turns, "sleeps": c.sleeps,
         })
     };
     reply["cores"] = counters.cores.iter().map(core).collect();

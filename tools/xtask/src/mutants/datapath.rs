@@ -31,6 +31,27 @@ pub(super) const MUTANTS: &[Mutant] = &[
         catcher: UNIT.test("lanes::tests::what_a_reader_has_is_not_freed"),
     },
     Mutant {
+        name: "a-lost-core-is-led",
+        without: "no caller turns a core that has panicked",
+        edits: &[Edit {
+            file: "datapath/src/core/rest.rs",
+            from: "!self.stopped && !self.panicked && self.trust == super::lost::Trust::Whole",
+            to: "!self.stopped && !self.panicked",
+        }],
+        catcher: LOST.test("a_panic_on_the_thread_of_a_caller_that_leads_is_the_cores_and_not_the_callers"),
+    },
+    Mutant {
+        name: "busy-core-is-led",
+        without: "a core in busy mode never rests",
+        edits: &[Edit {
+            file: "datapath/src/core/run.rs",
+            from: "let PollMode::Adaptive { spin } = mode else {",
+            to: "let PollMode::Adaptive { spin } = PollMode::default() else {",
+        }],
+        catcher: Suite::of("moonrail", "leading")
+            .test("one_caller_turns_an_idle_core_and_none_turns_a_busy_polling_one"),
+    },
+    Mutant {
         name: "claim-in-two-steps",
         without: "the next run of slices is claimed by one atomic add",
         edits: &[Edit {

@@ -367,7 +367,10 @@ mod tests {
                 wrong.push(format!("{}: changes nothing", mutant.name));
             }
             let Catcher { suite, test } = mutant.catcher;
-            let crate_folder = suite.package.trim_start_matches("moonrail-");
+            let crate_folder = match suite.package {
+                "moonrail" => "runtime",
+                package => package.trim_start_matches("moonrail-"),
+            };
             let (mut modules, function) = match test.rsplit_once("::") {
                 Some((modules, function)) => (modules.split("::").collect::<Vec<_>>(), function),
                 None => (Vec::new(), test),
