@@ -165,8 +165,9 @@ impl Inbox {
         }
     }
 
-    /// Turns the core once on this thread, if nobody else does and its own thread does not either. To be called after something
-    /// was enqueued without a ring of the doorbell, and by those who look whether it is done. Any thread that is not a core's.
+    /// Turns the core on this thread, if nobody else does and its own thread does not either: once, and once more if that did
+    /// something, as a NIC that is a program sends what was posted when it is polled. To be called after something was enqueued
+    /// without a ring of the doorbell, and by those who look whether it is done. Any thread that is not a core's.
     pub fn attend(&self, clock: &dyn Fn() -> Nanos) {
         // Pairs with those in `Doorbell::prepare` and `Rest::put`.
         fence(Ordering::SeqCst);
@@ -175,11 +176,14 @@ impl Inbox {
         }
         // Who has it looks at the rings after putting it back.
         let Some(mut core) = self.take_to_lead() else { return };
-        if core.turn(clock()).is_err() {
-            self.give_up(core);
-            return;
+        let now = clock();
+        for _ in 0..2 {
+            let Ok(work) = core.turn(now) else { return self.give_up(core) };
+            core.counters.led_turns.add(1);
+            if work == 0 || core.is_stopped() {
+                break;
+            }
         }
-        core.counters.led_turns.add(1);
         self.release(core);
     }
 
