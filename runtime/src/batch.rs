@@ -401,6 +401,7 @@ impl Inner {
             let now = first.take().unwrap_or_else(Instant::now);
             let waited = if quiet { SPIN } else { now.duration_since(started) };
             if now >= until {
+                drop(wanting);
                 return Err(self.not_over(PATIENCE));
             }
             if self.assist() {

@@ -157,7 +157,7 @@ pub struct CoreCounters {
     pub busy_turns: u64,
     /// Turns that found nothing to do.
     pub idle_turns: u64,
-    /// Turns, among both, that were made by callers' own threads while they submitted or waited.
+    /// Turns, among both, that were made by callers' own threads while they submitted, polled or waited.
     pub led_turns: u64,
     /// Times the core went to sleep.
     pub sleeps: u64,

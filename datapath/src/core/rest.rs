@@ -193,7 +193,11 @@ impl Inbox {
             core.led = true;
             return Some(core);
         }
-        self.give_up(core);
+        // Its own thread sees to it, and need not be woken for that by everybody who looks.
+        self.rest.put(core);
+        if self.needs_a_turn() {
+            self.doorbell().ring();
+        }
         None
     }
 

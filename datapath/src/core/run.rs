@@ -153,16 +153,16 @@ impl OwnThread<'_> {
             doorbell.finish();
             span = Nanos(2 * span.0).min(LONG_NAP);
             let Some(mut rested) = rest.take() else { continue };
-            let left_alone = rested.works() > 0 && !rest.is_wanted();
-            if rest.answers() || rung || left_alone || self.counters.led_turns.get() == led || !rested.may_be_led() {
+            if rest.answers() || rung || self.counters.led_turns.get() == led || !rested.may_be_led() {
                 return rested;
             }
-            if rested.served.is_some_and(|at| rested.turned.since(at) < SERVES) {
-                // No peer waits for callers to come back.
-                if rested.turn((self.clock)()) != Ok(0) {
-                    return rested;
+            let serves = rested.served.is_some_and(|at| rested.turned.since(at) < SERVES);
+            // What callers have begun, and none waits for, goes on, and no peer waits for callers to come back.
+            if serves || rested.works() > 0 && !rest.is_wanted() {
+                match rested.turn((self.clock)()) {
+                    Ok(work) if work == 0 || !serves => span = NAP,
+                    _ => return rested,
                 }
-                span = NAP;
             }
             core = Some(rested);
         }
