@@ -171,8 +171,7 @@ impl Shared {
         drop(registry);
         let lead = works.first().filter(|_| by_caller).map(|work| usize::from(work.home().0));
         if let Some(home) = lead {
-            // Posted from here, if the core rests.
-            // To cut many takes longer than to look at the clock.
+            // Posted from here, if the core rests. The clock is looked at again after many were cut: that takes longer than the look.
             self.inboxes[home].attend(&|| if transfers.count() > 1 { (self.clock)() } else { now });
         }
         Ok(Batch::new(

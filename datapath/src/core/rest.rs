@@ -5,7 +5,7 @@
 //!   turns      holds the core                            enqueue, and look on
 //!     │ nothing to do, and a caller waits ──▶ naps       the caller that waits takes the core, turns it until its batch is
 //!     │                                        │         over, and puts it back; the others follow: they enqueue and look on
-//!     │ nothing to do for a while ───▶ sleeps ─┘         a caller that enqueues takes it for one turn, to post
+//!     │ nothing to do for a while ───▶ sleeps ─┘         a caller that enqueues takes it for a turn or two, to post
 //! ```
 //! To hand a batch to another thread and to hear of its end costs two cache lines where a processor is free for that thread, and
 //! two switches of threads where none is; the caller has nothing to do meanwhile. So a core that its own thread has nothing to do
