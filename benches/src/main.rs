@@ -13,11 +13,13 @@ mod page;
 mod peers;
 mod record;
 mod rig;
+mod scale;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: moonrail-benches control|handoff|host|instructions|peers|verbs [--quick] [--out FOLDER]
+const USAGE: &str =
+    "usage: moonrail-benches control|handoff|host|instructions|peers|scale|verbs [--quick] [--out FOLDER]
        moonrail-benches page
 
   control   nodes that start, look-ups and connections, with a real etcd
@@ -26,6 +28,7 @@ const USAGE: &str = "usage: moonrail-benches control|handoff|host|instructions|p
   instructions
             of a caller's thread for one request over shared memory, counted by callgrind (needs valgrind)
   peers     beside Mooncake, and NIXL over UCX, on this host: `cargo xtask bench peers` installs them
+  scale     how cost grows with rails, regions and transfers of a batch, over a NIC that completes at once
   verbs     over RDMA beside perftest and Mooncake, in the lab: `cargo xtask bench verbs` boots it
   page      writes the tables of docs/performance.md from the newest results
   --quick   a tiny run, not saved unless --out is given
@@ -51,7 +54,9 @@ fn main() -> ExitCode {
         match word.as_str() {
             "--quick" => quick = true,
             "--out" => out = words.next().map(PathBuf::from),
-            "control" | "handoff" | "host" | "instructions" | "peers" | "verbs" | "page" if experiment.is_none() => {
+            "control" | "handoff" | "host" | "instructions" | "peers" | "scale" | "verbs" | "page"
+                if experiment.is_none() =>
+            {
                 experiment = Some(word);
             }
             _ => {
@@ -86,6 +91,7 @@ fn main() -> ExitCode {
         "host" => host::run(quick),
         "instructions" => instructions::run(quick),
         "peers" => peers::run(quick),
+        "scale" => scale::run(quick),
         "verbs" => peers::verbs::run(quick),
         _ => handoff::run(quick),
     };

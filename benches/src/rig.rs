@@ -11,7 +11,7 @@ use moonrail_datapath::core::{
     self, Command, Core, CoreConfig, CoreCounters, CoreEvent, Doorbell, Inbox, Outbox, PollMode, RailKey, RailSpec,
 };
 use moonrail_datapath::limits::SQ_DEPTH;
-use moonrail_datapath::nic::{Access, AdminHalf, InitAttr, Nic, QpCaps, RtrAttr, RtsAttr};
+use moonrail_datapath::nic::{Access, AdminHalf, ConnectedQp, CqHandle, InitAttr, Nic, QpCaps, RtrAttr, RtsAttr};
 use moonrail_datapath::region::{Chunk, ChunkKeys, Memory, Region};
 use moonrail_datapath::slice::Extent;
 use moonrail_datapath::transfer::{Peer, RemoteBuffer, RemoteBuffers, Route};
@@ -20,6 +20,9 @@ use moonrail_datapath::units::{
 };
 
 use crate::null::NullNic;
+
+/// Of the NIC, which is its own neighbour.
+pub(crate) const GID: Gid = Gid([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1]);
 
 /// The parts a submitter needs.
 pub(crate) struct Rig {
@@ -36,41 +39,12 @@ pub(crate) struct Rig {
 impl Rig {
     /// `bytes` of memory on each side; waits until the rail is proven.
     pub(crate) fn new(bytes: usize, mode: PollMode) -> Result<Self, Box<dyn Error>> {
-        let gid = Gid([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1]);
-        let nic: Arc<dyn Nic> = NullNic::new("null0", gid);
+        let nic: Arc<dyn Nic> = NullNic::new("null0", GID);
         let (cq, handle) = nic.create_cq(4096)?;
-        let caps = QpCaps { max_send_wr: SQ_DEPTH, max_send_sge: 1, max_inline: 64 };
-        let qp = nic.create_qp(&handle, caps)?;
-        let rtr = RtrAttr {
-            path_mtu: Mtu::B4096,
-            dest_qpn: qp.qpn(),
-            rq_psn: RqPsn::STOCK,
-            max_dest_rd_atomic: 16,
-            min_rnr_timer: 12,
-            dest_gid: gid,
-            dest_lid: Lid(0),
-            sgid_index: GidIndex(0),
-            hop_limit: 16,
-            traffic_class: 0,
-            service_level: 0,
-            port: PortNum(1),
-        };
-        let rts = RtsAttr { timeout: 14, retry_cnt: 6, rnr_retry: 7, sq_psn: SqPsn::STOCK, max_rd_atomic: 16 };
-        let (post, admin) = qp.init(&InitAttr { port: PortNum(1), pkey_index: 0 })?.rtr(&rtr)?.rts(&rts)?.split();
-
-        let memory = Memory::allocate(bytes)?;
-        let access = Access { remote: true, relaxed_ordering: false };
-        let keys: ChunkKeys = nic.register(&memory, 0, memory.len(), access)?.into();
-        let chunk = Chunk { addr: memory.addr(), len: memory.len(), keys: Box::new([Some(keys)]) };
-        let region = Arc::new(Region::new(memory, vec![chunk], "*".into(), true));
+        let (post, admin) = connected(nic.as_ref(), &handle)?;
+        let region = region(nic.as_ref(), bytes)?;
         let peer = Peer::new(PeerId(0), "peer".into());
-        let buffer = RemoteBuffer {
-            extent: Extent { addr: 1 << 40, len: bytes as u64 },
-            rkeys: Box::new([Some(Rkey(1))]),
-            open: false,
-            location: "*".into(),
-        };
-        let remote = Arc::new(RemoteBuffers::new(peer.clone(), Route::any(), vec![buffer]));
+        let remote = remote(&peer, bytes);
 
         let doorbell = Arc::new(Doorbell::new()?);
         let inboxes: Arc<[Arc<Inbox>]> = vec![Inbox::new(CoreId(0))?].into();
@@ -121,6 +95,47 @@ impl Rig {
     pub(crate) fn now(&self) -> Nanos {
         Nanos::from_duration(self.origin.elapsed())
     }
+}
+
+/// A queue pair of `nic` that is ready to send, to itself.
+pub(crate) fn connected(nic: &dyn Nic, handle: &CqHandle) -> Result<(ConnectedQp, AdminHalf), Box<dyn Error>> {
+    let qp = nic.create_qp(handle, QpCaps { max_send_wr: SQ_DEPTH, max_send_sge: 1, max_inline: 64 })?;
+    let rtr = RtrAttr {
+        path_mtu: Mtu::B4096,
+        dest_qpn: qp.qpn(),
+        rq_psn: RqPsn::STOCK,
+        max_dest_rd_atomic: 16,
+        min_rnr_timer: 12,
+        dest_gid: GID,
+        dest_lid: Lid(0),
+        sgid_index: GidIndex(0),
+        hop_limit: 16,
+        traffic_class: 0,
+        service_level: 0,
+        port: PortNum(1),
+    };
+    let rts = RtsAttr { timeout: 14, retry_cnt: 6, rnr_retry: 7, sq_psn: SqPsn::STOCK, max_rd_atomic: 16 };
+    Ok(qp.init(&InitAttr { port: PortNum(1), pkey_index: 0 })?.rtr(&rtr)?.rts(&rts)?.split())
+}
+
+/// Memory of ours, registered on `nic` alone.
+pub(crate) fn region(nic: &dyn Nic, bytes: usize) -> Result<Arc<Region>, Box<dyn Error>> {
+    let memory = Memory::allocate(bytes)?;
+    let access = Access { remote: true, relaxed_ordering: false };
+    let keys: ChunkKeys = nic.register(&memory, 0, memory.len(), access)?.into();
+    let chunk = Chunk { addr: memory.addr(), len: memory.len(), keys: Box::new([Some(keys)]) };
+    Ok(Arc::new(Region::new(memory, vec![chunk], "*".into(), true)))
+}
+
+/// As much of a peer's, which is not there: the NIC moves nothing.
+pub(crate) fn remote(peer: &Arc<Peer>, bytes: usize) -> Arc<RemoteBuffers> {
+    let buffer = RemoteBuffer {
+        extent: Extent { addr: 1 << 40, len: bytes as u64 },
+        rkeys: Box::new([Some(Rkey(1))]),
+        open: false,
+        location: "*".into(),
+    };
+    Arc::new(RemoteBuffers::new(peer.clone(), Route::any(), vec![buffer]))
 }
 
 /// Drops what is finished and wakes who sleeps on it, as control does.
