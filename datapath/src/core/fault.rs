@@ -53,7 +53,7 @@ impl Core {
             remote: slice.map_or(RemoteAddr(0), |s| s.remote),
             len: entry.len,
             age: now.since(entry.posted),
-            behind: qp.ring.len(),
+            behind: qp.in_flight.len(),
             proven: qp.proven,
         }
     }
@@ -75,6 +75,7 @@ impl Core {
         }
         self.leave_peer(rail);
         self.rails[rail].state = RailState::Down;
+        self.down.insert(rail);
         for slot in self.rails[rail].qps() {
             if matches!(self.qps[slot].state, QpState::Trial | QpState::Up) {
                 self.qps[slot].state = QpState::Draining { since: now };

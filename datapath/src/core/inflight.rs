@@ -1,8 +1,12 @@
-//! The in-flight ring of one queue pair: its requests in the order they were posted.
+//! What is in flight: the requests of each queue pair in the order they were posted, all of them in one table of their core.
 //!
-//! A completion at request k, good or bad, says that everything before k is done (ibv_poll_cq(3), IBA 10.8.6). So the
-//! ring is emptied from its head, and the sequence number in `wr_id` is all that is needed to find k.
+//! A completion at request k, good or bad, says that everything before k is done (ibv_poll_cq(3), IBA 10.8.6). So a
+//! queue pair's list is emptied from its front, and the sequence number in `wr_id` is all that is needed to find k.
+//!
+//! The completion queues bound how many requests there can be at once, however many queue pairs there are: so the places are the
+//! core's, and a queue pair that is idle has none.
 
+use super::table::NONE;
 use crate::units::Nanos;
 
 /// Seat of a request that belongs to no Work: the trial of a fresh queue pair.
@@ -23,93 +27,177 @@ pub(crate) struct InFlight {
     pub(crate) posted: Nanos,
 }
 
-/// Requests posted and not yet known to have ended. Allocated by control with the queue pair, and freed by it.
-pub struct InFlightRing {
-    entries: Box<[InFlight]>,
-    head: u32,
-    tail: u32,
+/// A request in its place.
+struct Place {
+    entry: InFlight,
+    /// The one posted after it, or the next free place.
+    next: u32,
 }
 
-impl InFlightRing {
-    /// A ring for a send queue of `depth` requests, at least 1.
-    pub fn new(depth: u32) -> Self {
-        let empty = InFlight { seat: TRIAL, slice: 0, len: 0, alone: false, posted: Nanos::ZERO };
-        Self { entries: vec![empty; depth.max(1).next_power_of_two() as usize].into_boxed_slice(), head: 0, tail: 0 }
+/// Requests posted and not yet known to have ended, of all queue pairs of a core.
+pub(crate) struct InFlightTable {
+    places: Vec<Place>,
+    /// The place that was left last: what it takes from the cache is there still.
+    free: u32,
+}
+
+impl InFlightTable {
+    /// Room for `most` requests at once. They are not touched before they are used.
+    pub(crate) fn new(most: usize) -> Self {
+        Self { places: Vec::with_capacity(most), free: NONE }
     }
 
-    /// A ring of nothing, to leave in place of one that was given away; allocates nothing.
-    pub(crate) fn none() -> Self {
-        Self { entries: Box::new([]), head: 0, tail: 0 }
+    fn put(&mut self, entry: InFlight) -> u32 {
+        let place = Place { entry, next: NONE };
+        let at = self.free;
+        if at == NONE {
+            debug_assert!(
+                self.places.len() < self.places.capacity(),
+                "completion queues are counted against the table"
+            );
+            self.places.push(place);
+            return self.places.len() as u32 - 1;
+        }
+        self.free = std::mem::replace(&mut self.places[at as usize], place).next;
+        at
     }
+
+    /// Empties a place; returns what was in it and what came after.
+    fn take(&mut self, at: u32) -> (InFlight, u32) {
+        let place = &mut self.places[at as usize];
+        let next = std::mem::replace(&mut place.next, self.free);
+        self.free = at;
+        (place.entry, next)
+    }
+}
+
+/// Those of one queue pair, in post order.
+pub(crate) struct InFlightList {
+    front: u32,
+    back: u32,
+    len: u32,
+    /// Sequence number of the oldest request, or of the next one.
+    first: u32,
+}
+
+impl InFlightList {
+    /// Nothing, and sequence numbers from 0.
+    pub(crate) const EMPTY: Self = Self { front: NONE, back: NONE, len: 0, first: 0 };
 
     pub(crate) fn len(&self) -> u32 {
-        self.tail.wrapping_sub(self.head)
+        self.len
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.head == self.tail
+        self.len == 0
     }
 
     /// Sequence number of the oldest request, or of the next one: it moves with every request that ends.
-    pub(crate) fn head(&self) -> u32 {
-        self.head
-    }
-
-    /// The oldest request, left where it is.
-    pub(crate) fn oldest(&self) -> Option<InFlight> {
-        (!self.is_empty()).then(|| self.entries[self.head as usize & (self.entries.len() - 1)])
-    }
-
-    /// All of them, in post order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &InFlight> {
-        (0..self.len()).map(|n| &self.entries[self.head.wrapping_add(n) as usize & (self.entries.len() - 1)])
+    pub(crate) fn first_sequence(&self) -> u32 {
+        self.first
     }
 
     /// Sequence number the next posted request gets.
     pub(crate) fn next_sequence(&self) -> u32 {
-        self.tail
+        self.first.wrapping_add(self.len)
     }
 
-    pub(crate) fn push(&mut self, entry: InFlight) {
-        debug_assert!((self.len() as usize) < self.entries.len(), "credit is counted against the ring");
-        let at = self.tail as usize & (self.entries.len() - 1);
-        self.entries[at] = entry;
-        self.tail = self.tail.wrapping_add(1);
+    /// The oldest request, left where it is.
+    pub(crate) fn oldest(&self, table: &InFlightTable) -> Option<InFlight> {
+        self.iter(table).next().copied()
+    }
+
+    /// All of them, in post order.
+    pub(crate) fn iter<'a>(&self, table: &'a InFlightTable) -> impl Iterator<Item = &'a InFlight> {
+        let mut at = self.front;
+        std::iter::from_fn(move || {
+            // No place has the number of nobody.
+            let place = table.places.get(at as usize)?;
+            at = place.next;
+            Some(&place.entry)
+        })
+    }
+
+    pub(crate) fn push(&mut self, table: &mut InFlightTable, entry: InFlight) {
+        let at = table.put(entry);
+        match table.places.get_mut(self.back as usize) {
+            Some(back) => back.next = at,
+            None => self.front = at,
+        }
+        self.back = at;
+        self.len += 1;
     }
 
     /// Takes the oldest request out, if there is one.
-    pub(crate) fn pop(&mut self) -> Option<InFlight> {
-        let entry = self.oldest()?;
-        self.head = self.head.wrapping_add(1);
+    pub(crate) fn pop(&mut self, table: &mut InFlightTable) -> Option<InFlight> {
+        if self.len == 0 {
+            return None;
+        }
+        let (entry, next) = table.take(self.front);
+        self.front = next;
+        if next == NONE {
+            self.back = NONE;
+        }
+        self.len -= 1;
+        self.first = self.first.wrapping_add(1);
         Some(entry)
     }
 
-    /// How many requests stand before `sequence`; `None` if it is not in the ring (late, doubled or not ours).
+    /// How many requests stand before `sequence`; `None` if it is not in flight (late, doubled or not ours).
     pub(crate) fn before(&self, sequence: u32) -> Option<u32> {
-        let distance = sequence.wrapping_sub(self.head);
-        (distance < self.len()).then_some(distance)
+        let distance = sequence.wrapping_sub(self.first);
+        (distance < self.len).then_some(distance)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
 
     fn entry(slice: u32) -> InFlight {
         InFlight { seat: 0, slice, len: 1, alone: false, posted: Nanos::ZERO }
     }
 
     #[test]
-    fn the_ring_keeps_post_order_across_the_wrap_of_sequences() {
-        let mut ring = InFlightRing::new(4);
-        (ring.head, ring.tail) = (u32::MAX - 1, u32::MAX - 1);
+    fn a_list_keeps_post_order_across_the_wrap_of_sequences() {
+        let mut table = InFlightTable::new(4);
+        let mut list = InFlightList { first: u32::MAX - 1, ..InFlightList::EMPTY };
         for slice in 0..4 {
-            ring.push(entry(slice));
+            list.push(&mut table, entry(slice));
         }
-        assert_eq!(ring.before(u32::MAX - 1), Some(0));
-        assert_eq!(ring.before(1), Some(3), "sequence 1 lies behind the wrap");
-        assert_eq!(ring.before(2), None, "not posted yet");
-        assert_eq!((0..4).map(|_| ring.pop().unwrap().slice).collect::<Vec<_>>(), [0, 1, 2, 3]);
-        assert_eq!(ring.before(u32::MAX), None, "a completion that came twice finds nothing");
+        assert_eq!(list.before(u32::MAX - 1), Some(0));
+        assert_eq!(list.before(1), Some(3), "sequence 1 lies behind the wrap");
+        assert_eq!(list.before(2), None, "not posted yet");
+        assert_eq!((0..4).map(|_| list.pop(&mut table).unwrap().slice).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert_eq!(list.before(u32::MAX), None, "a completion that came twice finds nothing");
+        assert!(list.pop(&mut table).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn lists_in_one_table_are_queues_of_their_own(steps in proptest::collection::vec((0usize..3, any::<bool>()), 0..300)) {
+            const MOST: usize = 8;
+            let mut table = InFlightTable::new(MOST);
+            let mut lists = [InFlightList::EMPTY; 3];
+            let mut model: [VecDeque<u32>; 3] = Default::default();
+            for (number, (which, push)) in steps.into_iter().enumerate() {
+                let in_flight: usize = model.iter().map(VecDeque::len).sum();
+                if push && in_flight < MOST {
+                    lists[which].push(&mut table, entry(number as u32));
+                    model[which].push_back(number as u32);
+                } else {
+                    let popped = lists[which].pop(&mut table).map(|entry| entry.slice);
+                    prop_assert_eq!(popped, model[which].pop_front());
+                }
+                for (list, model) in lists.iter().zip(&model) {
+                    prop_assert!(list.iter(&table).map(|entry| entry.slice).eq(model.iter().copied()));
+                    prop_assert_eq!(list.oldest(&table).map(|entry| entry.slice), model.front().copied());
+                    prop_assert_eq!(list.len() as usize, model.len());
+                }
+                prop_assert!(table.places.len() <= MOST, "places are used again");
+            }
+        }
     }
 }

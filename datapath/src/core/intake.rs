@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Core;
 use super::credit::Credit;
-use super::inflight::{InFlight, InFlightRing, TRIAL};
+use super::inflight::{InFlight, InFlightList, TRIAL};
 use super::lost::Trust;
 use super::port::{Command, CoreEvent, RailKey, RailSpec};
 use super::table::{Line, NONE, PeerSeat, QpSeat, QpState, RailSeat, RailState, WorkSeat};
@@ -51,7 +51,7 @@ impl Core {
     }
 
     pub(super) fn find_rail(&self, key: RailKey) -> Option<usize> {
-        self.rails.iter().position(|r| r.state != RailState::Free && r.key == key)
+        self.lives.get(&key).map(|rail| *rail as usize)
     }
 
     /// The seat of a peer. The table grows when a peer is seen for the first time, and only then.
@@ -67,7 +67,7 @@ impl Core {
     }
 
     fn adopt(&mut self, spec: &RailSpec, qp: ConnectedQp, now: Nanos) {
-        let PostHalf { post, ring } = qp.into_post_half();
+        let PostHalf { post } = qp.into_post_half();
         let nic = self.nics.iter().position(|n| n.id == spec.nic);
         let rail = nic.and_then(|nic| self.rail_seat(spec, nic));
         let gives_back = self.stopping.is_some() || self.trust != Trust::Whole;
@@ -75,7 +75,7 @@ impl Core {
         let (Some(rail), Some(slot)) = (rail, slot) else {
             // Not our NIC, too many, or a life that is over: back to control at once, never used.
             self.free_qps.extend(slot);
-            let qp = PostHalf { post, ring };
+            let qp = PostHalf { post };
             self.tell(CoreEvent::Drained { key: spec.key, qp, flushed: 0, needs_fence: false });
             return;
         };
@@ -87,7 +87,7 @@ impl Core {
         seat.depth = post.depth();
         seat.max_inline = post.max_inline();
         seat.reads_are_proven = post.reads_are_proven();
-        seat.ring = ring;
+        seat.in_flight = InFlightList::EMPTY;
         seat.post = Some(post);
         (seat.unsignaled, seat.unsignaled_bytes, seat.flushed) = (0, 0, 0);
         (seat.needs_fence, seat.proven) = (false, false);
@@ -101,16 +101,15 @@ impl Core {
     /// Gives a rail back that nobody here needs. One that is over was told of already, and how.
     fn yield_rail(&mut self, key: RailKey, now: Nanos) {
         let Some(rail) = self.find_rail(key).filter(|rail| self.rails[*rail].state != RailState::Down) else { return };
-        let idle = |slot: usize| self.qps[slot].state == QpState::Up && self.qps[slot].ring.is_empty();
+        let idle = |slot: usize| self.qps[slot].state == QpState::Up && self.qps[slot].in_flight.is_empty();
         if !self.rails[rail].qps().all(idle) || self.peers[self.rails[rail].peer as usize].has_work() {
             self.tell(CoreEvent::InUse { key });
         } else {
             self.close_rail(rail, now);
             for slot in self.rails[rail].qps() {
                 let Some(post) = self.qps[slot].post.take() else { continue };
-                let ring = std::mem::replace(&mut self.qps[slot].ring, InFlightRing::none());
                 self.free_slot(slot);
-                self.tell(CoreEvent::Yielded { key, qp: ConnectedQp::idle(post, ring) });
+                self.tell(CoreEvent::Yielded { key, qp: ConnectedQp::idle(post) });
             }
             self.free_rail_if_empty(rail);
         }
@@ -127,7 +126,7 @@ impl Core {
             qpn: Qpn::default(),
             rail: 0,
             post: None,
-            ring: InFlightRing::none(),
+            in_flight: InFlightList::EMPTY,
             depth: 0,
             max_inline: 0,
             reads_are_proven: true,
@@ -137,7 +136,7 @@ impl Core {
             needs_fence: false,
             proven: false,
             silent: Nanos::ZERO,
-            head_seen: 0,
+            front_seen: 0,
             stalled: false,
         });
         u16::try_from(self.qps.len() - 1).ok()
@@ -175,6 +174,7 @@ impl Core {
             }
             None => return None,
         };
+        self.lives.insert(spec.key, rail as u32);
         if spec.claims {
             self.peers[peer].rails.push(rail as u32);
         }
@@ -206,9 +206,9 @@ impl Core {
         let nic = self.rails[qp.rail as usize].nic as usize;
         if self.nics[nic].outstanding >= self.nics[nic].depth {
             // No room for its completion: `watch` posts it later.
-            return;
+            return self.untried.insert(slot);
         }
-        let wr_id = WrId { slot: slot as u16, generation: qp.generation, sequence: qp.ring.next_sequence() };
+        let wr_id = WrId { slot: slot as u16, generation: qp.generation, sequence: qp.in_flight.next_sequence() };
         let request = WorkRequest {
             wr_id,
             op: Op::Write,
@@ -230,8 +230,11 @@ impl Core {
 
     /// Queue pairs on trial whose trial could not be posted yet.
     pub(super) fn post_late_trials(&mut self, now: Nanos) {
-        for slot in 0..self.qps.len() {
-            if self.qps[slot].state == QpState::Trial && self.qps[slot].ring.is_empty() {
+        let mut from = 0;
+        while let Some(slot) = self.untried.next(from) {
+            from = slot + 1;
+            self.untried.remove(slot);
+            if self.qps[slot].state == QpState::Trial && self.qps[slot].in_flight.is_empty() {
                 self.post_trial(slot, now);
             }
         }
@@ -319,7 +322,7 @@ impl Core {
             return;
         }
         let rail = self.qps[slot].rail as usize;
-        let (in_flight, requests) = (self.rails[rail].credit.in_flight(), self.qps[slot].ring.len());
+        let (in_flight, requests) = (self.rails[rail].credit.in_flight(), self.qps[slot].in_flight.len());
         while let Some(entry) = self.pop_entry(slot) {
             self.hold_for_fence(slot, &entry);
             if entry.seat != TRIAL {
@@ -354,6 +357,8 @@ impl Core {
         let entry = &mut self.rails[rail];
         if entry.state == RailState::Down && entry.qp_count == 0 && entry.holds == NONE {
             entry.state = RailState::Free;
+            self.lives.remove(&entry.key);
+            self.down.remove(rail);
             self.free_rails.push(rail as u32);
         }
     }

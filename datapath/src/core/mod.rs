@@ -24,12 +24,14 @@ mod post;
 mod reap;
 mod rest;
 mod run;
+mod seats;
 mod settle;
 mod stall;
 mod table;
 pub mod times;
 mod watch;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::limits::{ACTIVE_WORKS, CHAIN_MAX, POLL_BATCH, QP_SLOTS};
@@ -37,14 +39,14 @@ use crate::nic::{Completion, CompletionQueue, WorkRequest};
 use crate::units::{CoreId, Nanos, NicId};
 
 pub use counters::CoreCounters;
-pub use inflight::InFlightRing;
 pub use lost::Remains;
 pub use port::{Command, CoreEvent, Doorbell, Inbox, Outbox, RailKey, RailSpec, dispatch, enqueue};
 pub use rest::{Led, Wanting};
 pub use run::{PollMode, run};
 pub use times::{Spread, Times};
 
-use inflight::InFlight;
+use inflight::{InFlight, InFlightTable};
+use seats::SeatSet;
 use table::{Hold, NicSeat, PeerSeat, QpSeat, RailSeat, WorkSeat};
 
 /// What a core is made of.
@@ -73,8 +75,17 @@ pub struct Core {
     nics: Vec<NicSeat>,
     qps: Vec<QpSeat>,
     free_qps: Vec<u16>,
+    /// Of the queue pairs, those with requests in flight.
+    flying: SeatSet,
+    /// Those on trial whose trial found no room.
+    untried: SeatSet,
+    in_flight: InFlightTable,
     rails: Vec<RailSeat>,
     free_rails: Vec<u32>,
+    /// Of the rails, those that are down.
+    down: SeatSet,
+    /// Where each life of a rail that is not over has its seat.
+    lives: HashMap<RailKey, u32>,
     peers: Vec<PeerSeat>,
     busy_peers: Vec<u32>,
     works: Vec<WorkSeat>,
@@ -109,17 +120,25 @@ impl Core {
             let depth = cq.depth();
             NicSeat { id, cq, outstanding: 0, depth, lost: false }
         };
+        let nics: Vec<NicSeat> = config.nics.into_iter().map(seat).collect();
+        let in_flight = InFlightTable::new(nics.iter().map(|nic| nic.depth as usize).sum());
         Self {
             id: config.id,
             inbox: config.inbox,
             outbox: config.outbox,
             cores: config.cores,
             counters: config.counters,
-            nics: config.nics.into_iter().map(seat).collect(),
+            nics,
             qps: Vec::with_capacity(QP_SLOTS),
             free_qps: Vec::with_capacity(QP_SLOTS),
+            flying: SeatSet::EMPTY,
+            untried: SeatSet::EMPTY,
+            in_flight,
             rails: Vec::with_capacity(QP_SLOTS),
             free_rails: Vec::with_capacity(QP_SLOTS),
+            down: SeatSet::EMPTY,
+            // Twice as many as there can be: what comes and goes then finds its place without another table.
+            lives: HashMap::with_capacity(2 * QP_SLOTS),
             peers: Vec::with_capacity(64),
             busy_peers: Vec::with_capacity(ACTIVE_WORKS),
             works: Vec::with_capacity(ACTIVE_WORKS),

@@ -113,7 +113,7 @@ impl Core {
             let slots = self.rails[rail].qps().enumerate();
             let emptiest = slots
                 .filter(|&(at, slot)| used & (1 << at) == 0 && self.qps[slot].state == QpState::Up)
-                .min_by_key(|&(_, slot)| self.qps[slot].ring.len());
+                .min_by_key(|&(_, slot)| self.qps[slot].in_flight.len());
             let Some((at, slot)) = emptiest else { break };
             used |= 1 << at;
             posted += self.post_chain(slot, rail, peer, share.saturating_sub(posted), which, now);
@@ -126,7 +126,7 @@ impl Core {
 
     fn post_chain(&mut self, slot: usize, rail: usize, peer: usize, most: usize, which: Which, now: Nanos) -> usize {
         let nic = &self.nics[self.rails[rail].nic as usize];
-        let queue = self.qps[slot].depth.saturating_sub(self.qps[slot].ring.len());
+        let queue = self.qps[slot].depth.saturating_sub(self.qps[slot].in_flight.len());
         let completions = nic.depth.saturating_sub(nic.outstanding);
         let requests = (queue.min(completions) as usize).min(CHAIN_MAX).min(most);
         let credit = &self.rails[rail].credit;
@@ -234,7 +234,7 @@ impl Core {
         let wr_id = WrId {
             slot: slot as u16,
             generation: qp.generation,
-            sequence: qp.ring.next_sequence().wrapping_add(ahead),
+            sequence: qp.in_flight.next_sequence().wrapping_add(ahead),
         };
         self.chain.push(WorkRequest {
             wr_id,
@@ -333,7 +333,7 @@ impl Core {
         let (mut bytes, mut seat, mut of_seat) = (0, super::inflight::TRIAL, 0);
         for index in 0..accepted {
             let entry = self.entries[index];
-            self.qps[slot].ring.push(entry);
+            self.qps[slot].in_flight.push(&mut self.in_flight, entry);
             self.rails[rail].credit.spend(entry.len);
             bytes += u64::from(entry.len);
             if entry.seat != super::inflight::TRIAL {
@@ -346,6 +346,9 @@ impl Core {
             of_seat += 1;
         }
         self.count_queued(rail, seat, of_seat, now);
+        if accepted > 0 {
+            self.flying.insert(slot);
+        }
         self.nics[nic].outstanding += accepted as u32;
         self.counters.doorbells.add(1);
         self.counters.work_requests.add(accepted as u64);
@@ -386,7 +389,7 @@ impl Core {
                 self.give_back(entry.seat, entry.slice);
             }
         }
-        if errno == ENOMEM && accepted < self.chain.len() && !silent_tail && !self.qps[slot].ring.is_empty() {
+        if errno == ENOMEM && accepted < self.chain.len() && !silent_tail && !self.qps[slot].in_flight.is_empty() {
             return;
         }
         let peer = self.peers[self.rails[rail].peer as usize].peer.as_ref().map(|p| p.id());
@@ -403,7 +406,7 @@ impl Core {
                 remote: request.remote,
                 len: request.len,
                 age: Nanos::ZERO,
-                behind: self.qps[slot].ring.len(),
+                behind: self.qps[slot].in_flight.len(),
                 proven: self.qps[slot].proven,
             },
             now,

@@ -99,7 +99,7 @@ impl Core {
         let slot = usize::from(completion.wr_id.slot);
         // A completion of a queue pair that is gone, or one that came twice, finds nothing: it is nobody's.
         let Some(qp) = self.qps.get(slot).filter(|qp| qp.generation == completion.wr_id.generation) else { return };
-        let Some(before) = qp.ring.before(completion.wr_id.sequence) else { return };
+        let Some(before) = qp.in_flight.before(completion.wr_id.sequence) else { return };
         let rail = qp.rail as usize;
         self.rails[rail].counters.completions.add(1);
         let in_flight = self.rails[rail].credit.in_flight();
@@ -136,17 +136,20 @@ impl Core {
             let seat = (entry.seat != TRIAL).then(|| &self.works[entry.seat as usize]);
             seat.and_then(|seat| seat.work.as_ref()).is_some_and(|work| work.op() == Op::Read)
         };
-        self.qps[slot].ring.iter().take(count as usize).any(is_read)
+        self.qps[slot].in_flight.iter(&self.in_flight).take(count as usize).any(is_read)
     }
 
     fn is_in_error(&self, slot: usize) -> bool {
         self.qps[slot].post.as_ref().is_some_and(|post| post.is_in_error())
     }
 
-    /// Takes the oldest request out of the ring of `slot`: its place in all three counts of credit is free again.
+    /// Takes the oldest request of `slot` out of its list: its place in all three counts of credit is free again.
     pub(super) fn pop_entry(&mut self, slot: usize) -> Option<InFlight> {
         let qp = &mut self.qps[slot];
-        let entry = qp.ring.pop()?;
+        let entry = qp.in_flight.pop(&mut self.in_flight)?;
+        if qp.in_flight.is_empty() {
+            self.flying.remove(slot);
+        }
         let rail = &mut self.rails[qp.rail as usize];
         rail.credit.give_back(entry.len);
         self.nics[rail.nic as usize].outstanding -= 1;

@@ -1,14 +1,14 @@
 //! The stall watch: a queue pair that owes completions and gives none, though its device reports no error.
 //!
 //! ```text
-//!   each look of the watch:   the head of its ring moved, or nothing is out ──▶ silent = 0
-//!                             the same request at the head                  ──▶ silent += time since the last look
+//!   each look of the watch:   its oldest request moved, or nothing is out    ──▶ silent = 0
+//!                             the same request is the oldest                ──▶ silent += time since the last look
 //!                                     longer than a cancelled batch may wait ──▶ given up
 //!                                     longer than the device and path explain ──▶ stalled
 //! ```
 //! A device that hangs does that, and so does one that retries for ever (Soft-RoCE with a retry count of 7) into a network
 //! that swallows everything. What follows is the life of any first error: control moves the queue pairs to ERR, they
-//! drain, and other rails take what comes back. Completions cost nothing for it: the ring's head tells.
+//! drain, and other rails take what comes back. Completions cost nothing for it: the front of the list tells.
 
 use super::Core;
 use super::inflight::TRIAL;
@@ -24,13 +24,16 @@ impl Core {
     pub(super) fn watch_stalls(&mut self, now: Nanos) {
         let step = now.since(self.last_watch).min(STALL_STEP);
         self.last_watch = now;
-        for slot in 0..self.qps.len() {
+        let mut from = 0;
+        while let Some(slot) = self.flying.next(from) {
+            from = slot + 1;
             let qp = &mut self.qps[slot];
             if !matches!(qp.state, QpState::Trial | QpState::Up) {
                 continue;
             }
-            if qp.ring.is_empty() || qp.ring.head() != qp.head_seen {
-                (qp.silent, qp.head_seen) = (Nanos::ZERO, qp.ring.head());
+            // What was idle meanwhile has another one at the front.
+            if qp.in_flight.first_sequence() != qp.front_seen {
+                (qp.silent, qp.front_seen) = (Nanos::ZERO, qp.in_flight.first_sequence());
                 continue;
             }
             qp.silent = qp.silent.plus(step);
@@ -66,13 +69,14 @@ impl Core {
 
     /// Whether a Work waits for this queue pair only to be over.
     fn holds_closed_work(&self, slot: usize) -> bool {
-        let mut seats = self.qps[slot].ring.iter().map(|entry| entry.seat).filter(|seat| *seat != TRIAL);
+        let mut seats =
+            self.qps[slot].in_flight.iter(&self.in_flight).map(|entry| entry.seat).filter(|seat| *seat != TRIAL);
         seats.any(|seat| self.works[seat as usize].work.as_ref().is_some_and(|work| work.is_closed()))
     }
 
     fn end_silence(&mut self, slot: usize, verdict: WcStatus, now: Nanos) {
-        let Some(oldest) = self.qps[slot].ring.oldest() else { return };
-        let behind = self.qps[slot].ring.len() - 1;
+        let Some(oldest) = self.qps[slot].in_flight.oldest(&self.in_flight) else { return };
+        let behind = self.qps[slot].in_flight.len() - 1;
         let error = FirstError { status: verdict, behind, ..self.describe(slot, &oldest, now) };
         if verdict == WcStatus::STALLED {
             // The oldest request answers for it. Where we only lost patience none does.

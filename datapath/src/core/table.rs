@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::counters::RailCounters;
 use super::credit::Credit;
-use super::inflight::InFlightRing;
+use super::inflight::InFlightList;
 use super::port::RailKey;
 use crate::limits::QPS_PER_RAIL_MAX;
 use crate::nic::{CompletionQueue, PostQp};
@@ -51,7 +51,7 @@ pub(crate) struct QpSeat {
     pub(crate) qpn: Qpn,
     pub(crate) rail: u32,
     pub(crate) post: Option<Box<dyn PostQp>>,
-    pub(crate) ring: InFlightRing,
+    pub(crate) in_flight: InFlightList,
     pub(crate) depth: u32,
     pub(crate) max_inline: u32,
     /// See [`PostQp::reads_are_proven`].
@@ -62,9 +62,9 @@ pub(crate) struct QpSeat {
     pub(crate) flushed: u32,
     pub(crate) needs_fence: bool,
     pub(crate) proven: bool,
-    /// How long the watch has seen the same request at the head of the ring, and which.
+    /// How long the watch has seen the same request at the front of the list, and which.
     pub(crate) silent: Nanos,
-    pub(crate) head_seen: u32,
+    pub(crate) front_seen: u32,
     /// It stalled, and the request that has to answer for it has not come back yet.
     pub(crate) stalled: bool,
 }

@@ -30,8 +30,7 @@ impl Core {
     /// When the core has to turn again even if nothing happens; [`Nanos::FAR`] if only a ring or a NIC can wake it.
     pub(super) fn next_turn(&self) -> Nanos {
         let idle = self.works() == 0 && self.outstanding() == 0 && self.stopping.is_none();
-        let draining = self.qps.iter().any(|qp| matches!(qp.state, QpState::Draining { .. } | QpState::Trial));
-        if idle && !draining { Nanos::FAR } else { self.next_watch }
+        if idle && self.down.is_empty() && self.untried.is_empty() { Nanos::FAR } else { self.next_watch }
     }
 
     fn watch_works(&mut self, now: Nanos) {
@@ -93,14 +92,9 @@ impl Core {
 
     /// Queue pairs with nothing outstanding go back to control; one that does not drain goes back to be destroyed.
     fn give_back_drained(&mut self, now: Nanos) -> usize {
-        if self.rails.len() == self.free_rails.len() {
-            return 0;
-        }
-        let mut given = 0;
-        for rail in 0..self.rails.len() {
-            if self.rails[rail].state != RailState::Down {
-                continue;
-            }
+        let (mut given, mut from) = (0, 0);
+        while let Some(rail) = self.down.next(from) {
+            from = rail + 1;
             for slot in self.rails[rail].qps() {
                 given += usize::from(self.give_back_qp(slot, rail, now));
             }
@@ -112,18 +106,16 @@ impl Core {
     fn give_back_qp(&mut self, slot: usize, rail: usize, now: Nanos) -> bool {
         let QpState::Draining { since } = self.qps[slot].state else { return false };
         let key = self.rails[rail].key;
-        if self.qps[slot].ring.is_empty() {
+        if self.qps[slot].in_flight.is_empty() {
             let Some(post) = self.qps[slot].post.take() else { return false };
-            let ring = std::mem::replace(&mut self.qps[slot].ring, super::InFlightRing::none());
             let (flushed, needs_fence) = (self.qps[slot].flushed, self.qps[slot].needs_fence);
             self.free_slot(slot);
-            self.tell(CoreEvent::Drained { key, qp: PostHalf { post, ring }, flushed, needs_fence });
+            self.tell(CoreEvent::Drained { key, qp: PostHalf { post }, flushed, needs_fence });
         } else if now.since(since) > DRAIN_LIMIT {
             let Some(post) = self.qps[slot].post.take() else { return false };
-            // The ring stays: it says what was outstanding when the queue pair is gone.
+            // Its list stays: it says what was outstanding when the queue pair is gone.
             self.qps[slot].state = QpState::Overdue;
-            let qp = PostHalf { post, ring: super::InFlightRing::none() };
-            self.tell(CoreEvent::Overdue { key, slot: slot as u16, qp });
+            self.tell(CoreEvent::Overdue { key, slot: slot as u16, qp: PostHalf { post } });
         } else {
             return false;
         }
@@ -132,11 +124,18 @@ impl Core {
     }
 
     pub(super) fn publish(&mut self) {
-        let flight: u64 = self.rails.iter().filter(|r| r.state == RailState::Up).map(|r| r.credit.in_flight()).sum();
+        let flight: u64 = self.flying.iter().map(|slot| self.in_flight_of_rail(slot)).sum();
         let waiting = self.works() as u64 * u64::from(crate::limits::SLICE_SIZE);
         // One that is lost is nobody's choice while there is another.
         let lost = self.trust != Trust::Whole;
         self.inbox.publish_load(if lost { u64::MAX } else { flight + waiting });
+    }
+
+    /// Bytes in flight on the rail of `slot`, if it works, and `slot` is the first of its queue pairs that has any.
+    fn in_flight_of_rail(&self, slot: usize) -> u64 {
+        let rail = &self.rails[self.qps[slot].rail as usize];
+        let first = rail.qps().find(|slot| self.flying.contains(*slot));
+        if rail.state == RailState::Up && first == Some(slot) { rail.credit.in_flight() } else { 0 }
     }
 
     /// After Stop: Works end, rails close; the core has stopped when nothing is left, or when what is left does not move.

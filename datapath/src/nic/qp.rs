@@ -8,7 +8,6 @@ use std::io;
 use std::marker::PhantomData;
 
 use super::{AdminQp, PostQp, Posted, RawQp, WorkRequest};
-use crate::core::InFlightRing;
 use crate::units::{Gid, GidIndex, Lid, Mtu, PortNum, Qpn, RqPsn, SqPsn};
 
 /// Just created.
@@ -157,8 +156,7 @@ impl Qp<Rts> {
 
 /// The two halves of a queue pair that is ready to send: one in RTS, or one that a NIC connected by dialling.
 pub fn connected(post: Box<dyn PostQp>, admin: Box<dyn AdminQp>) -> (ConnectedQp, AdminHalf) {
-    let ring = InFlightRing::new(post.depth());
-    (ConnectedQp(PostHalf { post, ring }), AdminHalf(admin))
+    (ConnectedQp(PostHalf { post }), AdminHalf(admin))
 }
 
 /// A queue pair in RTS that no core has, with nothing posted on it: the only thing a core adopts.
@@ -170,10 +168,9 @@ impl ConnectedQp {
         self.0.qpn()
     }
 
-    /// A queue pair that a core gives back. It must never have failed; its ring has to be empty.
-    pub(crate) fn idle(post: Box<dyn PostQp>, ring: InFlightRing) -> Self {
-        debug_assert!(ring.is_empty(), "what is posted has an outcome to come");
-        Self(PostHalf { post, ring })
+    /// A queue pair that a core gives back. It must never have failed, and have nothing posted: what is has an outcome to come.
+    pub(crate) fn idle(post: Box<dyn PostQp>) -> Self {
+        Self(PostHalf { post })
     }
 
     /// The posting half; from here on the caller is the core that owns it.
@@ -182,11 +179,9 @@ impl ConnectedQp {
     }
 }
 
-/// What a core owns of a queue pair: posting, and the ring that says what is posted.
+/// What a core owns of a queue pair: posting.
 pub struct PostHalf {
     pub(crate) post: Box<dyn PostQp>,
-    /// Made here, by control, so that the core allocates and frees nothing for a queue pair.
-    pub(crate) ring: InFlightRing,
 }
 
 impl PostHalf {

@@ -1,8 +1,9 @@
 //! What must hold of a core in every state, and what tells its states apart.
 //!
-//! - each slice has one owner (unclaimed, in the return map, in one ring) until it ends, and then none; what is *done* has landed;
+//! - each slice has one owner (unclaimed, in the return map, in one list) until it ends, and then none; what is *done* has landed;
 //! - the Work counts exactly what has not ended, and is over only when nothing of it is on a queue pair or on its way;
-//! - each ring holds exactly what was posted and not yet told of; credit and completion-queue room are its sum;
+//! - each list holds exactly what was posted and not yet told of; credit and completion-queue room are its sum;
+//! - the sets of seats that a turn looks through hold what it looks for, and every life has its seat;
 //! - a first error is told once per life and costs at most one retry; echoes cost none; no slice fails with retries left;
 //! - each queue pair goes back once; nothing is posted before its trial is back, nor after its life is over;
 //! - no queue pair drains for longer than the limit, and none gives a slice back before the Work is held for it;
@@ -31,8 +32,10 @@ impl CoreWorld {
             };
             let number = if state == 0 { NONE } else { qp.qpn.get() };
             let flags = u32::from(qp.needs_fence) | u32::from(qp.stalled) << 1 | u32::from(qp.proven) << 2;
-            key.extend([state, number, qp.rail, flags, qp.unsignaled, qp.ring.len()]);
-            key.extend(qp.ring.iter().map(|entry| if entry.seat == TRIAL { NONE } else { entry.slice }));
+            key.extend([state, number, qp.rail, flags, qp.unsignaled, qp.in_flight.len()]);
+            key.extend(
+                qp.in_flight.iter(&core.in_flight).map(|entry| if entry.seat == TRIAL { NONE } else { entry.slice }),
+            );
         }
         key.extend(core.free_qps.iter().map(|slot| u32::from(*slot)));
         for rail in &core.rails {
@@ -98,8 +101,9 @@ impl CoreWorld {
         }
         device.check_room()?;
         self.check_slices(&device)?;
-        self.check_rings(&device)?;
+        self.check_lists(&device)?;
         self.check_rails()?;
+        self.check_sets()?;
         let (work, core) = (&self.work, &self.core);
         let waiting = (0..self.plan.slices).filter(|slice| self.waiting(*slice)).count() as u32;
         let owed: u32 = core.works.iter().map(|seat| seat.settled + seat.holds).sum();
@@ -119,8 +123,8 @@ impl CoreWorld {
 
     fn check_slices(&self, device: &Device) -> Result<(), String> {
         for slice in 0..self.plan.slices {
-            let rings = self.core.qps.iter().filter(|qp| qp.state != QpState::Free);
-            let entries = rings.flat_map(|qp| qp.ring.iter());
+            let lists = self.core.qps.iter().filter(|qp| qp.state != QpState::Free);
+            let entries = lists.flat_map(|qp| qp.in_flight.iter(&self.core.in_flight));
             let flying = entries.filter(|entry| entry.seat != TRIAL && entry.slice == slice).count();
             let unclaimed = !self.work.is_closed() && slice >= self.plan.slices - self.work.unclaimed();
             let owners = flying + usize::from(unclaimed) + usize::from(self.work.is_returned(slice));
@@ -147,24 +151,49 @@ impl CoreWorld {
         Ok(())
     }
 
-    fn check_rings(&self, device: &Device) -> Result<(), String> {
+    fn check_lists(&self, device: &Device) -> Result<(), String> {
         let mut outstanding = 0;
         for seat in self.core.qps.iter().filter(|seat| seat.state != QpState::Free) {
             let qp = &device.qps[seat.qpn.get() as usize];
-            outstanding += seat.ring.len();
+            outstanding += seat.in_flight.len();
             // One look of the watch later than the limit at the latest.
             if let QpState::Draining { since } = seat.state
                 && self.now.since(since) > DRAIN_LIMIT.plus(STALL_STEP)
             {
                 return Err(format!("queue pair {} drains for ever", seat.qpn));
             }
-            if seat.ring.len() != qp.posted - qp.known {
-                let (ring, real) = (seat.ring.len(), qp.posted - qp.known);
-                return Err(format!("{ring} requests in the ring of queue pair {}, {real} posted", seat.qpn));
+            if seat.in_flight.len() != qp.posted - qp.known {
+                let (listed, real) = (seat.in_flight.len(), qp.posted - qp.known);
+                return Err(format!("{listed} requests in the list of queue pair {}, {real} posted", seat.qpn));
             }
         }
         if outstanding != self.core.outstanding() {
             return Err(format!("{outstanding} requests are out, and the core counts {}", self.core.outstanding()));
+        }
+        Ok(())
+    }
+
+    fn check_sets(&self) -> Result<(), String> {
+        let core = &self.core;
+        for (slot, qp) in core.qps.iter().enumerate() {
+            if core.flying.contains(slot) == qp.in_flight.is_empty() {
+                return Err(format!(
+                    "{} requests of queue pair {slot} in flight, and it is not so listed",
+                    qp.in_flight.len()
+                ));
+            }
+            if qp.state == QpState::Trial && qp.in_flight.is_empty() && !core.untried.contains(slot) {
+                return Err(format!("queue pair {slot} waits for its trial, and nobody knows"));
+            }
+        }
+        for (seat, rail) in core.rails.iter().enumerate() {
+            if core.down.contains(seat) != (rail.state == RailState::Down) {
+                return Err(format!("rail {seat} is {:?}, and it is not so listed", rail.state));
+            }
+            let found = core.lives.get(&rail.key).copied() == Some(seat as u32);
+            if found != (rail.state != RailState::Free) {
+                return Err(format!("rail {seat} is {:?}, and its life leads elsewhere", rail.state));
+            }
         }
         Ok(())
     }
@@ -177,8 +206,8 @@ impl CoreWorld {
         }
         let core = &self.core;
         for (at, rail) in core.rails.iter().enumerate().filter(|(_, rail)| rail.state != RailState::Free) {
-            let rings = rail.qps().flat_map(|slot| core.qps[slot].ring.iter());
-            let bytes: u64 = rings.map(|entry| u64::from(entry.len)).sum();
+            let lists = rail.qps().flat_map(|slot| core.qps[slot].in_flight.iter(&core.in_flight));
+            let bytes: u64 = lists.map(|entry| u64::from(entry.len)).sum();
             if rail.credit.in_flight() != bytes {
                 return Err(format!("{bytes} bytes on rail {at}, and {} spent", rail.credit.in_flight()));
             }
