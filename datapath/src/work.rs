@@ -390,15 +390,19 @@ impl Work {
         None
     }
 
-    /// Counts one more posting of a slice; returns how many it has now.
+    /// Counts one more posting of a slice; returns how many it has now. Only for the core that owns it, as all that counts its tries:
+    /// whoever is next sees the count, for a slice that changes hands has been in the return map.
     pub(crate) fn count_post(&self, slice: u32) -> u8 {
-        // Owned by one core at a time: a plain increment would do, but the slot is shared over time.
-        self.tries[slice as usize].posts.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+        let posts = &self.tries[slice as usize].posts;
+        let count = posts.load(Ordering::Relaxed).saturating_add(1);
+        posts.store(count, Ordering::Relaxed);
+        count
     }
 
     /// Takes back one [`Work::count_post`]: the device had no room. Before the slice is given back.
     pub(crate) fn uncount_post(&self, slice: u32) {
-        self.tries[slice as usize].posts.fetch_sub(1, Ordering::Relaxed);
+        let posts = &self.tries[slice as usize].posts;
+        posts.store(posts.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
     }
 
     /// `core` has no rail with the keys of some slice; returns whether every core with a rail has said so.
@@ -440,14 +444,21 @@ impl Work {
     /// Counts a failure that was the slice's own; returns whether it may be tried again.
     pub(crate) fn may_retry(&self, slice: u32) -> bool {
         let tries = &self.tries[slice as usize];
-        let failures = tries.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        let failures = tries.failures.load(Ordering::Relaxed).saturating_add(1);
+        tries.failures.store(failures, Ordering::Relaxed);
         failures <= self.retries && tries.posts.load(Ordering::Relaxed) < crate::limits::POSTS_MAX
     }
 
     /// Marks a slice's bytes as there. [`Work::settle`] must follow for it.
     pub(crate) fn slice_done(&self, slice: u32) {
         let slice = &self.slices[slice as usize];
-        self.transfers[slice.transfer as usize].done.fetch_add(u64::from(slice.len), Ordering::Release);
+        let (transfer, len) = (&self.transfers[slice.transfer as usize], u64::from(slice.len));
+        if len == transfer.len {
+            // Nobody else has a part of it: it is not added to, which would take a locked instruction.
+            transfer.done.store(len, Ordering::Release);
+        } else {
+            transfer.done.fetch_add(len, Ordering::Release);
+        }
     }
 
     /// Marks a slice as ended without its bytes. [`Work::settle`] must follow for it.
@@ -553,6 +564,18 @@ mod tests {
         assert_eq!(work.claim(30), 0..30);
         assert_eq!(work.close(), 30..100);
         assert!(work.is_closed() && work.claim(1).is_empty() && work.close().is_empty());
+    }
+
+    #[test]
+    fn a_transfer_is_done_with_its_last_slice_whether_it_has_one_or_more() {
+        let work = work(3);
+        let status = |transfer: usize| (work.transfers()[transfer].transferred(), work.transfers()[transfer].status());
+        work.slice_done(1);
+        assert_eq!(status(1), (8, TransferStatus::Done), "its only one");
+        work.slice_done(0);
+        assert_eq!(status(0), (8, TransferStatus::Waiting), "one of two");
+        work.slice_done(2);
+        assert_eq!(status(0), (16, TransferStatus::Done));
     }
 
     #[test]

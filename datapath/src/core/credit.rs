@@ -108,14 +108,15 @@ impl Credit {
         self.in_flight <= self.cap / 16
     }
 
-    pub(crate) fn spend(&mut self, bytes: u32) {
-        self.in_flight += u64::from(bytes);
+    /// Bytes were posted.
+    pub(crate) fn spend(&mut self, bytes: u64) {
+        self.in_flight += bytes;
     }
 
-    /// A request ended, however: its bytes are no longer in flight.
-    pub(crate) fn give_back(&mut self, bytes: u32) {
-        debug_assert!(self.in_flight >= u64::from(bytes), "credit returns once");
-        self.in_flight = self.in_flight.saturating_sub(u64::from(bytes));
+    /// Requests of so many bytes ended, however: they are no longer in flight.
+    pub(crate) fn give_back(&mut self, bytes: u64) {
+        debug_assert!(self.in_flight >= bytes, "credit returns once");
+        self.in_flight = self.in_flight.saturating_sub(bytes);
     }
 
     /// A request came back after `span`. That is a round trip where it was posted on a nearly empty rail (`alone`); on a
@@ -186,11 +187,11 @@ mod tests {
     #[test]
     fn credit_is_not_dribbled_out() {
         let mut credit = Credit::new();
-        credit.spend(CAP_FLOOR as u32);
+        credit.spend(CAP_FLOOR);
         assert_eq!(credit.free(), 0);
         credit.give_back(4096);
         assert_eq!(credit.free(), 0, "less than a quarter waits for more");
-        credit.give_back((CAP_FLOOR / 4) as u32 - 4096);
+        credit.give_back(CAP_FLOOR / 4 - 4096);
         assert_eq!(credit.free(), CAP_FLOOR / 4);
     }
 }

@@ -58,7 +58,9 @@ impl InFlightTable {
             self.places.push(place);
             return self.places.len() as u32 - 1;
         }
-        self.free = std::mem::replace(&mut self.places[at as usize], place).next;
+        let old = &mut self.places[at as usize];
+        self.free = old.next;
+        *old = place;
         at
     }
 
@@ -118,14 +120,17 @@ impl InFlightList {
         })
     }
 
-    pub(crate) fn push(&mut self, table: &mut InFlightTable, entry: InFlight) {
-        let at = table.put(entry);
-        match table.places.get_mut(self.back as usize) {
-            Some(back) => back.next = at,
-            None => self.front = at,
+    /// Appends what was posted.
+    pub(crate) fn extend(&mut self, table: &mut InFlightTable, entries: &[InFlight]) {
+        for entry in entries {
+            let at = table.put(*entry);
+            match table.places.get_mut(self.back as usize) {
+                Some(back) => back.next = at,
+                None => self.front = at,
+            }
+            self.back = at;
         }
-        self.back = at;
-        self.len += 1;
+        self.len += entries.len() as u32;
     }
 
     /// Takes the oldest request out, if there is one.
@@ -165,7 +170,7 @@ mod tests {
         let mut table = InFlightTable::new(4);
         let mut list = InFlightList { first: u32::MAX - 1, ..InFlightList::EMPTY };
         for slice in 0..4 {
-            list.push(&mut table, entry(slice));
+            list.extend(&mut table, &[entry(slice)]);
         }
         assert_eq!(list.before(u32::MAX - 1), Some(0));
         assert_eq!(list.before(1), Some(3), "sequence 1 lies behind the wrap");
@@ -185,7 +190,7 @@ mod tests {
             for (number, (which, push)) in steps.into_iter().enumerate() {
                 let in_flight: usize = model.iter().map(VecDeque::len).sum();
                 if push && in_flight < MOST {
-                    lists[which].push(&mut table, entry(number as u32));
+                    lists[which].extend(&mut table, &[entry(number as u32)]);
                     model[which].push_back(number as u32);
                 } else {
                     let popped = lists[which].pop(&mut table).map(|entry| entry.slice);

@@ -1,5 +1,7 @@
 //! Claim slices with credit, chain them, ring once.
 
+use std::ops::Range;
+
 use super::Core;
 use super::inflight::InFlight;
 use super::table::{Line, NONE, QpState, RailState};
@@ -27,6 +29,14 @@ impl Room {
     fn is_left(&self) -> bool {
         self.requests > 0 && self.bytes > 0 && !self.blocked
     }
+}
+
+/// Why a slice is not in the chain.
+enum LeftOut {
+    /// One end never registered its memory on its NIC of this rail.
+    NoKey,
+    /// It was posted too often.
+    WentRound,
 }
 
 /// The send queue is full: no credit lost, the rest waits (ibv_post_send(3)).
@@ -194,7 +204,7 @@ impl Core {
                     self.end_slice(seat, slice, error);
                     continue;
                 }
-                self.chain_slice(seat, slice, slot, rail, room, now);
+                self.chain_run(seat, slice..slice + 1, slot, rail, room, now);
                 continue;
             }
             let count = work.slices().len() as u64;
@@ -204,64 +214,84 @@ impl Core {
             if run.is_empty() {
                 return false;
             }
-            for slice in run {
-                self.chain_slice(seat, slice, slot, rail, room, now);
-            }
+            self.chain_run(seat, run, slot, rail, room, now);
             let Some(work) = &self.works[seat as usize].work else { return false };
             return work.has_unclaimed() || work.has_returned();
         }
         true
     }
 
-    fn chain_slice(&mut self, seat: u32, index: u32, slot: usize, rail: usize, room: &mut Room, now: Nanos) {
-        let Some(work) = &self.works[seat as usize].work else { return };
-        let slice = work.slices()[index as usize];
-        let rail_seat = &self.rails[rail];
-        let nic = self.nics[rail_seat.nic as usize].id;
-        let lkey = work.local().chunks().get(slice.chunk as usize).and_then(|c| c.lkey(nic));
-        let rkey = work.remote().rkey(slice.buffer, rail_seat.peer_nic);
-        let (Some(lkey), Some(rkey)) = (lkey, rkey) else {
-            room.blocked = true;
-            return self.without_key(seat, index, rail, now);
-        };
-        let op = work.op();
-        if self.went_round(seat, index, rail) {
-            return;
+    /// Moves slices that are this core's into the chain.
+    fn chain_run(&mut self, seat: u32, mut run: Range<u32>, slot: usize, rail: usize, room: &mut Room, now: Nanos) {
+        loop {
+            let before = self.chain.len();
+            let left_out = self.chain_slices(seat, &mut run, slot, rail, room, now);
+            if self.chain.len() > before {
+                self.take_back_keyless(seat);
+            }
+            match left_out {
+                None => return,
+                Some((index, LeftOut::WentRound)) => self.went_round(seat, index, rail),
+                Some((index, LeftOut::NoKey)) => {
+                    room.blocked = true;
+                    self.without_key(seat, index, rail, now);
+                }
+            }
         }
-        self.take_back_keyless(seat);
-        let qp = &self.qps[slot];
-        let ahead = self.chain.len() as u32;
-        let wr_id = WrId {
-            slot: slot as u16,
-            generation: qp.generation,
-            sequence: qp.in_flight.next_sequence().wrapping_add(ahead),
-        };
-        self.chain.push(WorkRequest {
-            wr_id,
-            op,
-            local: slice.local,
-            lkey,
-            len: slice.len,
-            remote: slice.remote,
-            rkey,
-            signaled: false,
-            inline: op == Op::Write && slice.len <= qp.max_inline,
-        });
-        let alone = ahead == 0 && self.rails[rail].credit.is_nearly_empty();
-        self.entries.push(InFlight { seat, slice: index, len: slice.len, alone, posted: now });
-        room.requests -= 1;
-        room.bytes = room.bytes.saturating_sub(u64::from(slice.len));
     }
 
-    /// Counts one more posting of a slice. One that was posted too often ends, and must not be posted.
-    fn went_round(&mut self, seat: u32, index: u32, rail: usize) -> bool {
-        let Some(work) = &self.works[seat as usize].work else { return true };
-        if work.count_post(index) <= POSTS_MAX {
-            return false;
+    /// As far as nothing is in the way: the first slice of `run` that can not be chained is taken out of it too, and returned.
+    fn chain_slices(
+        &mut self,
+        seat: u32,
+        run: &mut Range<u32>,
+        slot: usize,
+        rail: usize,
+        room: &mut Room,
+        now: Nanos,
+    ) -> Option<(u32, LeftOut)> {
+        let work = self.works[seat as usize].work.as_ref()?;
+        let (qp, rail) = (&self.qps[slot], &self.rails[rail]);
+        let nic = self.nics[rail.nic as usize].id;
+        let (op, alone) = (work.op(), rail.credit.is_nearly_empty());
+        for index in run {
+            let slice = &work.slices()[index as usize];
+            let lkey = work.local().chunks().get(slice.chunk as usize).and_then(|chunk| chunk.lkey(nic));
+            let rkey = work.remote().rkey(slice.buffer, rail.peer_nic);
+            let (Some(lkey), Some(rkey)) = (lkey, rkey) else { return Some((index, LeftOut::NoKey)) };
+            if work.count_post(index) > POSTS_MAX {
+                return Some((index, LeftOut::WentRound));
+            }
+            let ahead = self.chain.len() as u32;
+            let wr_id = WrId {
+                slot: slot as u16,
+                generation: qp.generation,
+                sequence: qp.in_flight.next_sequence().wrapping_add(ahead),
+            };
+            self.chain.push(WorkRequest {
+                wr_id,
+                op,
+                local: slice.local,
+                lkey,
+                len: slice.len,
+                remote: slice.remote,
+                rkey,
+                signaled: false,
+                inline: op == Op::Write && slice.len <= qp.max_inline,
+            });
+            let alone = ahead == 0 && alone;
+            self.entries.push(InFlight { seat, slice: index, len: slice.len, alone, posted: now });
+            room.requests -= 1;
+            room.bytes = room.bytes.saturating_sub(u64::from(slice.len));
         }
+        None
+    }
+
+    /// A slice was posted too often: it ends, and is not posted again.
+    fn went_round(&mut self, seat: u32, index: u32, rail: usize) {
+        let Some(work) = &self.works[seat as usize].work else { return };
         let error = SliceError { rail: Some(self.rails[rail].key.rail), ..SliceError::of(Cause::BadRequest) };
         self.end_slice(seat, index, work.first_error().unwrap_or(error));
-        true
     }
 
     /// What this core said of its keys holds no longer: it carries slices of the Work, or lets go of it.
@@ -300,9 +330,12 @@ impl Core {
             entry.keyless_until = now.plus(WATCH_PERIOD);
             self.give_back(seat, index);
         } else {
+            let goes_on = work.count_post(index) <= POSTS_MAX;
             self.works[seat as usize].keyless = true;
-            if !self.went_round(seat, index, rail) {
+            if goes_on {
                 self.give_back(seat, index);
+            } else {
+                self.went_round(seat, index, rail);
             }
         }
     }
@@ -330,22 +363,22 @@ impl Core {
         let accepted = outcome.accepted.min(self.chain.len());
         let rail = self.qps[slot].rail as usize;
         let nic = self.rails[rail].nic as usize;
-        let (mut bytes, mut seat, mut of_seat) = (0, super::inflight::TRIAL, 0);
-        for index in 0..accepted {
-            let entry = self.entries[index];
-            self.qps[slot].in_flight.push(&mut self.in_flight, entry);
-            self.rails[rail].credit.spend(entry.len);
-            bytes += u64::from(entry.len);
-            if entry.seat != super::inflight::TRIAL {
-                self.works[entry.seat as usize].outstanding += 1;
+        let qp = &mut self.qps[slot];
+        qp.in_flight.extend(&mut self.in_flight, &self.entries[..accepted]);
+        let mut bytes = 0;
+        for of_work in self.entries[..accepted].chunk_by(|one, other| one.seat == other.seat) {
+            bytes += of_work.iter().map(|entry| u64::from(entry.len)).sum::<u64>();
+            let seat = of_work[0].seat;
+            if seat != super::inflight::TRIAL {
+                let seat = &mut self.works[seat as usize];
+                seat.outstanding += of_work.len() as u32;
+                if let Some(work) = &seat.work {
+                    // How long they waited.
+                    self.rails[rail].counters.queue.add(now.since(work.submitted()), of_work.len() as u64);
+                }
             }
-            if entry.seat != seat {
-                self.count_queued(rail, seat, of_seat, now);
-                (seat, of_seat) = (entry.seat, 0);
-            }
-            of_seat += 1;
         }
-        self.count_queued(rail, seat, of_seat, now);
+        self.rails[rail].credit.spend(bytes);
         if accepted > 0 {
             self.flying.insert(slot);
         }
@@ -362,14 +395,6 @@ impl Core {
             self.refused(slot, accepted, outcome.error.unwrap_or(0), now);
         }
         accepted
-    }
-
-    /// Counts how long the slices of one Work waited that were just posted.
-    fn count_queued(&self, rail: usize, seat: u32, slices: u64, now: Nanos) {
-        let work = if seat == super::inflight::TRIAL { None } else { self.works[seat as usize].work.as_ref() };
-        if let Some(work) = work {
-            self.rails[rail].counters.queue.add(now.since(work.submitted()), slices);
-        }
     }
 
     /// The device took only the first `accepted` requests. The rest was never posted and goes back, where the queue was

@@ -15,21 +15,12 @@ use crate::units::Nanos;
 struct Arrived {
     bytes: u64,
     slices: u64,
+    /// Those with this time of posting, so far.
     posted: Nanos,
     together: u64,
 }
 
 impl Arrived {
-    fn add(&mut self, entry: &InFlight, counters: &RailCounters, now: Nanos) {
-        if entry.posted != self.posted {
-            self.count_together(counters, now);
-            self.posted = entry.posted;
-        }
-        self.together += 1;
-        self.slices += 1;
-        self.bytes += u64::from(entry.len);
-    }
-
     fn count_together(&mut self, counters: &RailCounters, now: Nanos) {
         if self.together > 0 {
             counters.wire.add(now.since(self.posted), self.together);
@@ -108,11 +99,16 @@ impl Core {
         // The completion that told of one of these may be what a panic lost: that a later one came says that they are over, not how.
         let lost = self.trust != Trust::Whole;
         let doubted = !self.qps[slot].reads_are_proven && self.has_reads(slot, ended) && self.is_in_error(slot);
-        for nth in 0..ended {
-            if lost || doubted && self.has_reads(slot, 1) {
-                self.retire_failed(slot, Completion { status: WcStatus::UNPROVEN, vendor_err: 0, ..completion }, now);
-            } else {
-                self.retire_done(slot, (nth == before).then_some(now), now, &mut arrived);
+        if !lost && !doubted {
+            self.retire_done(slot, ended, ended > before, now, &mut arrived);
+        } else {
+            for nth in 0..ended {
+                if lost || self.has_reads(slot, 1) {
+                    let unproven = Completion { status: WcStatus::UNPROVEN, vendor_err: 0, ..completion };
+                    self.retire_failed(slot, unproven, now);
+                } else {
+                    self.retire_done(slot, 1, nth == before, now, &mut arrived);
+                }
             }
         }
         if completion.status != WcStatus::SUCCESS {
@@ -143,17 +139,22 @@ impl Core {
         self.qps[slot].post.as_ref().is_some_and(|post| post.is_in_error())
     }
 
-    /// Takes the oldest request of `slot` out of its list: its place in all three counts of credit is free again.
+    /// Takes the oldest request of `slot` out of its list, and frees its place in all counts of credit.
     pub(super) fn pop_entry(&mut self, slot: usize) -> Option<InFlight> {
-        let qp = &mut self.qps[slot];
-        let entry = qp.in_flight.pop(&mut self.in_flight)?;
+        let entry = self.qps[slot].in_flight.pop(&mut self.in_flight)?;
+        self.give_credit_back(slot, 1, u64::from(entry.len));
+        Some(entry)
+    }
+
+    /// So many requests were taken out of the list of `slot`: their places in all three counts of credit are free again.
+    fn give_credit_back(&mut self, slot: usize, requests: u32, bytes: u64) {
+        let qp = &self.qps[slot];
+        let rail = &mut self.rails[qp.rail as usize];
+        rail.credit.give_back(bytes);
+        self.nics[rail.nic as usize].outstanding -= requests;
         if qp.in_flight.is_empty() {
             self.flying.remove(slot);
         }
-        let rail = &mut self.rails[qp.rail as usize];
-        rail.credit.give_back(entry.len);
-        self.nics[rail.nic as usize].outstanding -= 1;
-        Some(entry)
     }
 
     /// Counts requests that have ended on a rail that had `in_flight` bytes before.
@@ -163,29 +164,58 @@ impl Core {
         counters.ended_bytes.add(in_flight - credit.in_flight());
     }
 
-    /// The oldest request of `slot` is done. `seen` is set where its own completion said so: only then its age is a
-    /// round trip.
-    fn retire_done(&mut self, slot: usize, seen: Option<Nanos>, now: Nanos, arrived: &mut Arrived) {
-        let Some(entry) = self.pop_entry(slot) else { return };
-        self.qps[slot].proven = true;
-        if entry.seat == TRIAL {
-            self.trial_returned(slot);
-        } else {
-            let seat = &mut self.works[entry.seat as usize];
-            seat.outstanding -= 1;
-            seat.settled += 1;
-            if let Some(work) = &seat.work {
+    /// The oldest `count` requests of `slot` are done. `told`: the last of them said so itself; only then its age is a round trip.
+    fn retire_done(&mut self, slot: usize, count: u32, told: bool, now: Nanos, arrived: &mut Arrived) {
+        let rail = self.qps[slot].rail as usize;
+        let (mut seat, mut of_seat) = (TRIAL, 0);
+        let (mut requests, mut bytes, mut last) = (0, 0, None);
+        while requests < count
+            && let Some(entry) = self.qps[slot].in_flight.pop(&mut self.in_flight)
+        {
+            requests += 1;
+            bytes += u64::from(entry.len);
+            last = Some(entry);
+            if entry.seat == TRIAL {
+                continue;
+            }
+            if entry.seat != seat {
+                self.note_done(seat, of_seat);
+                (seat, of_seat) = (entry.seat, 0);
+            }
+            of_seat += 1;
+            if let Some(work) = &self.works[entry.seat as usize].work {
                 work.slice_done(entry.slice);
             }
-            self.mark_dirty(entry.seat);
-            self.counters.slices_done.add(1);
-            self.counters.bytes_done.add(u64::from(entry.len));
-            arrived.add(&entry, &self.rails[self.qps[slot].rail as usize].counters, now);
+            if entry.posted != arrived.posted {
+                arrived.count_together(&self.rails[rail].counters, now);
+                arrived.posted = entry.posted;
+            }
+            arrived.together += 1;
+            arrived.slices += 1;
+            arrived.bytes += u64::from(entry.len);
         }
-        if let Some(span) = seen.map(|seen| seen.since(entry.posted))
-            && (entry.seat != TRIAL || span <= TRIAL_ROUND_TRIP_MAX)
-        {
-            self.rails[self.qps[slot].rail as usize].credit.note_round_trip(span, entry.alone, now);
+        self.note_done(seat, of_seat);
+        self.give_credit_back(slot, requests, bytes);
+        let Some(last) = last else { return };
+        self.counters.bytes_done.add(bytes);
+        self.qps[slot].proven = true;
+        if last.seat == TRIAL {
+            self.trial_returned(slot);
+        }
+        let span = now.since(last.posted);
+        if told && (last.seat != TRIAL || span <= TRIAL_ROUND_TRIP_MAX) {
+            self.rails[rail].credit.note_round_trip(span, last.alone, now);
+        }
+    }
+
+    /// So many slices of one Work are done.
+    fn note_done(&mut self, seat: u32, slices: u32) {
+        if slices > 0 {
+            let entry = &mut self.works[seat as usize];
+            entry.outstanding -= slices;
+            entry.settled += slices;
+            self.mark_dirty(seat);
+            self.counters.slices_done.add(u64::from(slices));
         }
     }
 

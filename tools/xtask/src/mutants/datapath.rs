@@ -289,8 +289,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
         without: "a slice is posted 16 times at the most, whatever sent it back",
         edits: &[Edit {
             file: POST,
-            from: "if work.count_post(index) <= POSTS_MAX {",
-            to: "if work.count_post(index) < u8::MAX {",
+            from: "if work.count_post(index) > POSTS_MAX {",
+            to: "if work.count_post(index) == u8::MAX {",
         }],
         catcher: REFUSALS.test("a_slice_that_every_rail_flushes_ends_after_its_postings"),
     },
@@ -390,7 +390,19 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "lost-core-vouches",
         without: "a completion that comes after a panic does not vouch for the requests before it",
-        edits: &[Edit { file: REAP, from: "if lost || doubted &&", to: "if doubted &&" }],
+        edits: &[Edit { file: REAP, from: "let lost = self.trust != Trust::Whole;", to: "let lost = false;" }],
         catcher: REFUSALS.test("what_a_panic_lost_is_not_taken_for_done"),
+    },
+    Mutant {
+        name: "a-part-is-the-whole",
+        without: "slices of one transfer add up",
+        edits: &[Edit { file: WORK, from: "if len == transfer.len {", to: "if len <= transfer.len {" }],
+        catcher: UNIT.test("work::tests::a_transfer_is_done_with_its_last_slice_whether_it_has_one_or_more"),
+    },
+    Mutant {
+        name: "nothing-flies",
+        without: "the watch looks at every queue pair that has something in flight",
+        edits: &[Edit { file: POST, from: "self.flying.insert(slot);", to: "self.flying.remove(slot);" }],
+        catcher: STALL.test("a_silent_queue_pair_is_a_first_error_and_the_other_rail_carries_what_it_had"),
     },
 ];
