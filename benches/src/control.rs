@@ -25,6 +25,8 @@ use crate::record::Found;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Threads that look up at once.
 const LOOKERS: usize = 64;
+/// How long engines are watched that nobody uses.
+const IDLE: Duration = Duration::from_secs(5);
 /// Bytes of memory of each node.
 const MEMORY: usize = 4096;
 
@@ -106,8 +108,17 @@ impl Cluster {
 }
 
 pub(crate) fn run(quick: bool) -> Result<Found, Box<dyn Error>> {
-    let (count, repetitions) = if quick { (20, 1) } else { (100, 7) };
     allow_files()?;
+    let sizes: &[(u64, usize)] = if quick { &[(20, 1)] } else { &[(10, 7), (100, 7), (1000, 7)] };
+    let mut cases = Vec::new();
+    for &(count, repetitions) in sizes {
+        cases.extend(measure(count, repetitions)?);
+    }
+    Ok(Found { unit: "a second; microseconds of one", cases })
+}
+
+/// With so many peers.
+fn measure(count: u64, repetitions: usize) -> Result<Vec<Value>, Box<dyn Error>> {
     let mut cluster = Cluster { world: SimWorld::real_time(7, SimOptions::default()), etcd: Etcd::start()?, nodes: 0 };
     let mut starts = times();
     let began = Instant::now();
@@ -119,6 +130,9 @@ pub(crate) fn run(quick: bool) -> Result<Found, Box<dyn Error>> {
     }
     let mut cases =
         vec![case("starts, one after the other", count, &mut [began.elapsed().as_secs_f64()], Some(&starts))];
+    let idle = processor_time()?;
+    std::thread::sleep(IDLE);
+    cases.push(idle_case(count, processor_time()?.saturating_sub(idle)));
     let names: Vec<&str> = peers.iter().map(|peer| peer.engine.name()).collect();
 
     let (mut alone, mut together, mut connected, mut again) = (vec![], vec![], vec![], vec![]);
@@ -152,7 +166,20 @@ pub(crate) fn run(quick: bool) -> Result<Found, Box<dyn Error>> {
     for peer in &peers {
         peer.engine.shutdown(PATIENCE);
     }
-    Ok(Found { unit: "a second; microseconds of one", cases })
+    Ok(cases)
+}
+
+/// Processor time of this process so far, of all its threads.
+fn processor_time() -> Result<Duration, Box<dyn Error>> {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Ok(Duration::new(u64::try_from(time.tv_sec)?, u32::try_from(time.tv_nsec)?))
+}
+
+/// What engines that nobody uses take of a processor.
+fn idle_case(count: u64, spent: Duration) -> Value {
+    let share = spent.as_secs_f64() / IDLE.as_secs_f64() / count as f64;
+    println!("{:<56} {count:>5} {:>9.4} % of a processor each", "engines that do nothing", share * 100.0);
+    json!({ "what": "engines that do nothing", "count": count, "processor_share": share })
 }
 
 /// All of them by [`LOOKERS`] threads.

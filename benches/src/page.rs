@@ -10,8 +10,14 @@ use serde_json::Value;
 /// How the cases of an experiment become a table.
 type Table = fn(&[Value]) -> String;
 
-const TABLES: [(&str, Table); 5] =
-    [("host", host), ("instructions", instructions), ("peers", peers), ("verbs", peers), ("control", control)];
+const TABLES: [(&str, Table); 6] = [
+    ("host", host),
+    ("instructions", instructions),
+    ("peers", peers),
+    ("verbs", peers),
+    ("scale", scale),
+    ("control", control),
+];
 
 /// Writes the tables; returns the results that were taken.
 pub(crate) fn write(page: &Path, results: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
@@ -135,7 +141,8 @@ fn peers(cases: &[Value]) -> String {
 fn control(cases: &[Value]) -> String {
     let mut text =
         String::from("| what | how many | a second (min–max) | one takes, p50 | p99 |\n|---|---|---|---|---|\n");
-    for case in cases {
+    let (idle, rates): (Vec<&Value>, Vec<&Value>) = cases.iter().partition(|case| !case["processor_share"].is_null());
+    for case in rates {
         let of = |key| number(case, key);
         let one = |key| case[key].as_f64().map_or_else(|| "-".to_owned(), |us| time(us * 1000.0));
         let _ = writeln!(
@@ -150,7 +157,39 @@ fn control(cases: &[Value]) -> String {
             one("p99_us"),
         );
     }
+    for case in idle {
+        let share = number(case, "processor_share") * 100.0;
+        let _ =
+            write!(text, "\nOf {} engines that do nothing, each takes {share:.3} % of a processor.\n", case["count"]);
+    }
     text.trim_end().to_owned()
+}
+
+/// A line for each thing, a column for each count.
+fn scale(cases: &[Value]) -> String {
+    let mut counts: Vec<u64> = cases.iter().filter_map(|case| case["count"].as_u64()).collect();
+    counts.sort_unstable();
+    counts.dedup();
+    let mut whats: Vec<&str> = Vec::new();
+    for case in cases {
+        if !whats.contains(&word(case, "what")) {
+            whats.push(word(case, "what"));
+        }
+    }
+    let mut text = String::from("| |");
+    for count in &counts {
+        let _ = write!(text, " {count} |");
+    }
+    let _ = write!(text, "\n|---|{}", "---|".repeat(counts.len()));
+    for what in whats {
+        let _ = write!(text, "\n| {what} |");
+        for count in &counts {
+            let case = cases.iter().find(|case| word(case, "what") == what && case["count"].as_u64() == Some(*count));
+            let cell = case.map_or_else(|| "-".to_owned(), |case| time(number(case, "ns")));
+            let _ = write!(text, " {cell} |");
+        }
+    }
+    text
 }
 
 fn word<'a>(case: &'a Value, key: &str) -> &'a str {
@@ -183,7 +222,11 @@ fn rate(value: f64) -> String {
 }
 
 fn time(nanoseconds: f64) -> String {
-    if nanoseconds < 10_000.0 { format!("{nanoseconds:.0} ns") } else { format!("{:.0} us", nanoseconds / 1000.0) }
+    match nanoseconds {
+        ..10_000.0 => format!("{nanoseconds:.0} ns"),
+        ..10_000_000.0 => format!("{:.0} us", nanoseconds / 1e3),
+        _ => format!("{:.0} ms", nanoseconds / 1e6),
+    }
 }
 
 #[cfg(test)]
@@ -216,5 +259,12 @@ mod tests {
         );
         let row = "| tcp | read | 64 KiB × 32 | 4 | Mooncake 0.3 | 0.400 | 4.26 | 10.50 (9.00–12.00) |";
         assert!(text.lines().any(|line| line == row) && !text.contains("old"), "{text}");
+    }
+
+    #[test]
+    fn growth_is_a_line_for_each_thing_and_a_column_for_each_count() {
+        let case = |what: &str, count: u64, ns: f64| json!({ "what": what, "count": count, "ns": ns });
+        let text = scale(&[case("a turn", 16, 31.6), case("a turn", 1, 30.2), case("a region", 16, 20_000_000.0)]);
+        assert_eq!(text, "| | 1 | 16 |\n|---|---|---|\n| a turn | 30 ns | 32 ns |\n| a region | - | 20 ms |");
     }
 }

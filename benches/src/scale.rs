@@ -197,6 +197,8 @@ impl Turned {
 fn rails(count: u64, quick: bool, series: &mut Vec<Series>) -> Result<(), Box<dyn Error>> {
     let rounds = if quick { 10 } else { 20_000 };
     let mut turned = Turned::new(count, series)?;
+    // The pages and the branches of a batch, met once.
+    each(rounds / 10, || turned.batch(0))?;
     let idle = each(rounds, || {
         turned.turn();
         Ok(())

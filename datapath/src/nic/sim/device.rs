@@ -1,7 +1,7 @@
 //! The trait's two halves over the simulated world.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use super::SimWorld;
@@ -17,10 +17,12 @@ pub(super) struct SimNic {
     world: SimWorld,
     index: usize,
     device: DeviceInfo,
+    /// Where the world shows this device's events.
+    events: Option<Arc<OwnedFd>>,
 }
 
 impl SimNic {
-    pub(super) fn new(world: SimWorld, index: usize, name: &str) -> Self {
+    pub(super) fn new(world: SimWorld, index: usize, name: &str, events: Option<Arc<OwnedFd>>) -> Self {
         let device = DeviceInfo {
             name: name.to_owned(),
             firmware: "sim".into(),
@@ -35,7 +37,7 @@ impl SimNic {
             max_qp_rd_atom: 16,
             ..DeviceInfo::default()
         };
-        Self { world, index, device }
+        Self { world, index, device, events }
     }
 }
 
@@ -125,7 +127,7 @@ impl Nic for SimNic {
     }
 
     fn async_fd(&self) -> Option<RawFd> {
-        None
+        self.events.as_ref().map(|fd| fd.as_raw_fd())
     }
 
     fn next_async_event(&self) -> io::Result<Option<AsyncEvent>> {

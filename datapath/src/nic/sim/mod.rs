@@ -6,6 +6,7 @@
 //! numbers and MTU that a device makes.
 
 mod device;
+mod events;
 mod world;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +15,7 @@ use std::time::Instant;
 use crate::units::{Gid, Mtu, Nanos};
 
 use device::SimNic;
+use events::AsyncEvents;
 use world::World;
 
 use super::Nic;
@@ -94,8 +96,10 @@ impl SimWorld {
 
     /// Adds a NIC to `node`. Its GID table holds a link-local entry at index 0 and `gid` at index 1, both RoCE v2.
     pub fn nic(&self, node: &str, name: &str, gid: Gid) -> (Arc<dyn Nic>, SimNicId) {
-        let index = self.lock().add_nic(node, name, gid);
-        (Arc::new(SimNic::new(self.clone(), index, name)), SimNicId(index))
+        let events = if self.started.is_some() { AsyncEvents::shown() } else { AsyncEvents::unseen() };
+        let shown = events.fd();
+        let index = self.lock().add_nic(node, name, gid, events);
+        (Arc::new(SimNic::new(self.clone(), index, name, shown)), SimNicId(index))
     }
 
     /// Delivers everything that is due until `now`.

@@ -7,6 +7,7 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 
+use super::events::AsyncEvents;
 use super::{SimLedger, SimOptions};
 use crate::nic::{AsyncEvent, Completion, GidEntry, GidKind, Op, Posted, RtrAttr, RtsAttr, WcStatus, WorkRequest};
 use crate::random::Random;
@@ -22,7 +23,7 @@ struct NicState {
     /// Nobody answers its questions for a neighbour's address.
     unanswered: bool,
     mtu: Mtu,
-    events: VecDeque<AsyncEvent>,
+    events: AsyncEvents,
     cut: Vec<usize>,
     /// Of those cut, the ones towards which this NIC retries for ever.
     swallowing: Vec<usize>,
@@ -177,7 +178,7 @@ impl World {
         }
     }
 
-    pub(super) fn add_nic(&mut self, node: &str, name: &str, gid: Gid) -> usize {
+    pub(super) fn add_nic(&mut self, node: &str, name: &str, gid: Gid, events: AsyncEvents) -> usize {
         let index = self.nics.len() as u8;
         let mut link_local = [0; 16];
         (link_local[0], link_local[1], link_local[15]) = (0xfe, 0x80, index + 1);
@@ -195,7 +196,7 @@ impl World {
             frozen: false,
             unanswered: false,
             mtu: self.options.mtu,
-            events: VecDeque::new(),
+            events,
             cut: vec![],
             swallowing: vec![],
             cutting: vec![],
@@ -218,7 +219,7 @@ impl World {
     }
 
     pub(super) fn next_async(&mut self, nic: usize) -> Option<AsyncEvent> {
-        self.nics[nic].events.pop_front()
+        self.nics[nic].events.next()
     }
 
     fn alive(&self, nic: usize) -> io::Result<()> {

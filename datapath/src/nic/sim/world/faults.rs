@@ -13,7 +13,7 @@ impl World {
         }
         self.nics[nic].link_up = up;
         let port = PortNum(1);
-        self.nics[nic].events.push_back(if up { AsyncEvent::PortActive(port) } else { AsyncEvent::PortError(port) });
+        self.nics[nic].events.push(if up { AsyncEvent::PortActive(port) } else { AsyncEvent::PortError(port) });
     }
 
     pub(in crate::nic::sim) fn set_path(&mut self, a: usize, b: usize, up: bool) {
@@ -60,7 +60,7 @@ impl World {
 
     pub(in crate::nic::sim) fn fail_device(&mut self, nic: usize) {
         self.nics[nic].alive = false;
-        self.nics[nic].events.push_back(AsyncEvent::DeviceFatal);
+        self.nics[nic].events.push(AsyncEvent::DeviceFatal);
     }
 
     pub(in crate::nic::sim) fn overrun_cqs(&mut self, nic: usize) {
@@ -74,7 +74,7 @@ impl World {
         let nic = &mut self.nics[nic];
         if let Some(at) = nic.gids.iter().position(|entry| !entry.gid.is_link_local()) {
             nic.taken = Some(nic.gids.remove(at));
-            nic.events.push_back(AsyncEvent::GidChange(PortNum(1)));
+            nic.events.push(AsyncEvent::GidChange(PortNum(1)));
         }
     }
 
@@ -83,7 +83,7 @@ impl World {
         if let Some(mut entry) = nic.taken.take() {
             entry.index = GidIndex(nic.gids.iter().map(|g| g.index.0 + 1).max().unwrap_or(0).max(entry.index.0 + 1));
             nic.gids.push(entry);
-            nic.events.push_back(AsyncEvent::GidChange(PortNum(1)));
+            nic.events.push(AsyncEvent::GidChange(PortNum(1)));
         }
     }
 
@@ -112,6 +112,6 @@ impl World {
         for entry in &mut self.nics[nic].gids {
             entry.index = GidIndex(entry.index.0 + shift);
         }
-        self.nics[nic].events.push_back(AsyncEvent::GidChange(PortNum(1)));
+        self.nics[nic].events.push(AsyncEvent::GidChange(PortNum(1)));
     }
 }
