@@ -530,7 +530,8 @@ impl Driver {
         tokio::spawn(async move {
             let mut first = true;
             loop {
-                match store.watch(&key).await {
+                // Apart: what it takes to begin a watch is not kept for as long as it lasts.
+                match Box::pin(store.watch(&key)).await {
                     Ok(mut watch) => {
                         if !std::mem::replace(&mut first, false) && tell.send(Told::Missed).is_err() {
                             return;

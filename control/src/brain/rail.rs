@@ -38,11 +38,11 @@ pub(super) struct Rail {
     /// Our hello that is on its way, if any.
     pub(super) asked: Option<Token>,
     /// A reply to it that came while a job had the queue pairs.
-    pub(super) reply: Option<(Token, OwnEnd, Result<Frame, String>)>,
+    pub(super) reply: Option<Box<(Token, OwnEnd, Result<Frame, String>)>>,
     /// Newest word of the peer about its end, by its life and count: older ones were long on their way.
     pub(super) heard: Option<(Incarnation, u64)>,
     /// Requests that wait for a job to end.
-    pub(super) requests: VecDeque<Inbound>,
+    pub(super) requests: VecDeque<Box<Inbound>>,
     /// The first of them waits for the peer's descriptor.
     pub(super) looking: bool,
     /// Lives that are over, oldest first.
@@ -115,7 +115,7 @@ pub(super) enum End {
     /// A job dials this peer.
     Dialling(PeerEnd),
     /// A job makes queue pairs; for our own hello, or for a peer's.
-    Making(Option<Box<(Inbound, PeerEnd)>>),
+    Making(Option<(Box<Inbound>, PeerEnd)>),
     /// Queue pairs in RESET that our hello names.
     Asking { qps: Vec<Qp<Reset>>, ours: OwnEnd },
     /// A job connects them.

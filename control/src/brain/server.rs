@@ -59,7 +59,7 @@ impl Brain {
         }
         match self.rail_of(&inbound.hello) {
             Ok(rail) => {
-                self.rails[rail].requests.push_back(inbound);
+                self.rails[rail].requests.push_back(Box::new(inbound));
                 // One per attempt of the peer; more of them are an attack or a loop.
                 if self.rails[rail].requests.len() > 8
                     && let Some(oldest) = self.rails[rail].requests.pop_front()

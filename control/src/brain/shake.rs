@@ -76,7 +76,7 @@ impl Brain {
         if stays { state.core } else { self.choose_core(rail) }
     }
 
-    fn make(&mut self, rail: usize, for_peer: Option<(Inbound, PeerEnd)>) {
+    fn make(&mut self, rail: usize, for_peer: Option<(Box<Inbound>, PeerEnd)>) {
         if let Some((_, theirs)) = &for_peer {
             self.rails[rail].count = theirs.qpns.len();
         }
@@ -90,7 +90,7 @@ impl Brain {
         let state = &mut self.rails[rail];
         state.core = core;
         state.evicted = None;
-        state.end = End::Making(for_peer.map(Box::new));
+        state.end = End::Making(for_peer);
         let (nic, count) = (state.nic, state.count);
         self.run(nic, JobKind::Make { core, count, caps }, Pending::End(rail));
     }
@@ -106,8 +106,8 @@ impl Brain {
                 let ours = OwnEnd { psns: psns.collect(), qpns, mtu: self.own_mtu(self.rails[rail].nic) };
                 self.rails[rail].end = End::Asking { qps, ours: ours.clone() };
                 let own_path = self.own_nic(self.rails[rail].nic).path;
-                match for_peer.map(|boxed| *boxed) {
-                    Some((inbound, theirs)) => self.connect(rail, theirs, Then::Answer(Box::new(inbound))),
+                match for_peer {
+                    Some((inbound, theirs)) => self.connect(rail, theirs, Then::Answer(inbound)),
                     None if own_path == self.rails[rail].peer_path => {
                         let nic = self.own_nic(self.rails[rail].nic);
                         let mirror = handshake::hello(&nic, &nic.path, Some(&ours), &self.own_extra(), false);
@@ -124,7 +124,7 @@ impl Brain {
                     Outcome::Made(Err(error)) => error.to_string(),
                     _ => "the device's job was lost".to_owned(),
                 };
-                if let Some((inbound, _)) = for_peer.map(|boxed| *boxed) {
+                if let Some((inbound, _)) = for_peer {
                     let refusal = self.unavailable(rail);
                     self.refuse(&inbound, refusal);
                 }
@@ -246,7 +246,7 @@ impl Brain {
         }
         let result = result.map_err(|silence| silence.text());
         if self.rails[rail].is_busy() {
-            self.rails[rail].reply = Some((token, ours, result));
+            self.rails[rail].reply = Some(Box::new((token, ours, result)));
             return;
         }
         self.judge_reply(rail, token, &ours, result);
@@ -352,7 +352,8 @@ impl Brain {
             if self.rails[rail].is_busy() {
                 return;
             }
-            if let Some((token, ours, result)) = self.rails[rail].reply.take() {
+            if let Some(reply) = self.rails[rail].reply.take() {
+                let (token, ours, result) = *reply;
                 self.judge_reply(rail, token, &ours, result);
                 continue;
             }
@@ -383,7 +384,7 @@ impl Brain {
             && self.known_gid(state.peer, device).is_none()
     }
 
-    fn judge_request(&mut self, rail: usize, inbound: Inbound) {
+    fn judge_request(&mut self, rail: usize, inbound: Box<Inbound>) {
         if !self.nics[usize::from(self.rails[rail].nic.0)].is_up() || self.stopping {
             let text = self.unavailable(rail);
             return self.refuse(&inbound, text);
@@ -411,7 +412,7 @@ impl Brain {
             }
             // It was given up: whoever sent it has named other queue pairs since.
             _ if late => self.refuse(&inbound, rejection::ACK_STALE.to_owned()),
-            responder::Step::Join(theirs) => self.connect(rail, theirs, Then::Answer(Box::new(inbound))),
+            responder::Step::Join(theirs) => self.connect(rail, theirs, Then::Answer(inbound)),
             responder::Step::Fresh(theirs) => {
                 self.drop_end(rail);
                 self.make_for(rail, inbound, theirs);
@@ -426,7 +427,7 @@ impl Brain {
     }
 
     /// Makes queue pairs for a peer's request, once what it replaces has ended: our reply is the peer's proof of that.
-    fn make_for(&mut self, rail: usize, inbound: Inbound, theirs: PeerEnd) {
+    fn make_for(&mut self, rail: usize, inbound: Box<Inbound>, theirs: PeerEnd) {
         if self.rails[rail].is_ending() {
             self.rails[rail].requests.push_front(inbound);
         } else {

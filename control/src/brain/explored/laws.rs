@@ -144,7 +144,7 @@ impl Pair {
                 End::Dialling(_) => key.put([1]),
                 End::Making(for_peer) => {
                     key.put([2, u64::from(for_peer.is_some())]);
-                    if let Some((inbound, theirs)) = for_peer.as_deref() {
+                    if let Some((inbound, theirs)) = for_peer {
                         key.hello(far, &inbound.hello);
                         key.end(far, theirs);
                     }
@@ -170,7 +170,7 @@ impl Pair {
                 }
             }
             key.flag(rail.asked.is_some());
-            if let Some((_, asked, reply)) = &rail.reply {
+            if let Some((_, asked, reply)) = rail.reply.as_deref() {
                 key.qps(node, &asked.qpns);
                 match reply.as_ref().ok().and_then(|frame| Hello::parse(&frame.body).ok()) {
                     Some(reply) => key.hello(far, &reply),
@@ -178,7 +178,7 @@ impl Pair {
                 }
             }
             key.put([rail.heard.map_or(0, |(life, _)| life.0), rail.requests.len() as u64]);
-            for inbound in rail.requests.iter().chain(&rail.questions) {
+            for inbound in rail.requests.iter().map(Box::as_ref).chain(&rail.questions) {
                 key.hello(far, &inbound.hello);
             }
             let flags = [rail.looking, rail.incident.is_some(), rail.retry_at.is_some_and(|at| at > now)];
