@@ -32,13 +32,19 @@ const QUIET_WITHIN: Duration = Duration::from_secs(60);
 /// A registered range. Submitters clone `registered` into Works.
 #[derive(Clone)]
 pub(crate) struct Entry {
+    /// Of the region: here too, as a search looks at the extents of many, and at nothing else of them.
+    extent: Extent,
     pub(crate) region: Region,
     pub(crate) registered: Arc<Registered>,
 }
 
 impl Entry {
+    fn new(region: Region, registered: Arc<Registered>) -> Self {
+        Self { extent: Extent { addr: region.addr(), len: region.len() }, region, registered }
+    }
+
     fn extent(&self) -> Extent {
-        Extent { addr: self.region.addr(), len: self.region.len() }
+        self.extent
     }
 }
 
@@ -112,7 +118,7 @@ impl Registry {
         for &extent in new {
             // The only ones it can meet: the last that begins before its end.
             let after =
-                self.entries.partition_point(|entry| entry.region.addr() < extent.addr.saturating_add(extent.len));
+                self.entries.partition_point(|entry| entry.extent.addr < extent.addr.saturating_add(extent.len));
             if let Some(other) = after.checked_sub(1).map(|index| self.entries[index].extent())
                 && overlaps(extent, other)
             {
@@ -140,7 +146,7 @@ impl Registry {
     fn insert(&mut self, entries: impl IntoIterator<Item = Entry>) -> u64 {
         self.entries.extend(entries);
         // Two sorted runs, which this kind of sort merges.
-        self.entries.sort_by_key(|entry| entry.region.addr());
+        self.entries.sort_by_key(|entry| entry.extent.addr);
         self.tell();
         self.changes += 1;
         self.changes
@@ -148,13 +154,13 @@ impl Registry {
 
     /// The first of `addrs` that no entry begins at.
     fn missing(&self, addrs: &[u64]) -> Option<u64> {
-        let is_missing = |addr: &u64| self.entries.binary_search_by_key(addr, |entry| entry.region.addr()).is_err();
+        let is_missing = |addr: &u64| self.entries.binary_search_by_key(addr, |entry| entry.extent.addr).is_err();
         addrs.iter().copied().find(is_missing)
     }
 
     /// Takes out those that begin at `addrs`, which are sorted; returns the number of the change too.
     fn remove(&mut self, addrs: &[u64]) -> (u64, Vec<Entry>) {
-        let wanted = |entry: &mut Entry| addrs.binary_search(&entry.region.addr()).is_ok();
+        let wanted = |entry: &mut Entry| addrs.binary_search(&entry.extent.addr).is_ok();
         let gone: Vec<Entry> = self.entries.extract_if(.., wanted).collect();
         self.tell_without(&gone);
         self.changes += 1;
@@ -240,13 +246,10 @@ impl Shared {
             Region::new(registered.memory().clone(), registered.location().to_owned(), remote)
         };
         let regions: Vec<Region> = registered.iter().map(region).collect();
-        let mut entries: Vec<_> = regions
-            .iter()
-            .zip(registered)
-            .map(|(region, registered)| Entry { region: region.clone(), registered })
-            .collect();
-        entries.sort_unstable_by_key(|entry| entry.region.addr());
-        let addrs: Vec<u64> = entries.iter().map(|entry| entry.region.addr()).collect();
+        let mut entries: Vec<_> =
+            regions.iter().zip(registered).map(|(region, registered)| Entry::new(region.clone(), registered)).collect();
+        entries.sort_unstable_by_key(|entry| entry.extent.addr);
+        let addrs: Vec<u64> = entries.iter().map(|entry| entry.extent.addr).collect();
         let change = {
             let mut registry = self.registry_mut();
             if registry.stopped {
@@ -300,14 +303,14 @@ impl Shared {
     fn unpublish(&self, addrs: Vec<u64>) -> Result<Vec<Entry>, UnregisterError> {
         let (change, gone, still, extents) = {
             let mut registry = self.registry_mut();
-            let is_leaving = |addr: &u64| registry.leaving.iter().any(|entry| entry.region.addr() == *addr);
+            let is_leaving = |addr: &u64| registry.leaving.iter().any(|entry| entry.extent.addr == *addr);
             let (leaving, here): (Vec<u64>, Vec<u64>) = addrs.into_iter().partition(is_leaving);
             if let Some(addr) = registry.missing(&here) {
                 return Err(UnregisterError::NotRegistered { addr });
             }
             let (change, gone) = (!here.is_empty()).then(|| registry.remove(&here)).unzip();
             let gone = gone.unwrap_or_default();
-            let wanted = |entry: &mut Entry| leaving.binary_search(&entry.region.addr()).is_ok();
+            let wanted = |entry: &mut Entry| leaving.binary_search(&entry.extent.addr).is_ok();
             let still: Vec<Entry> = registry.leaving.extract_if(.., wanted).collect();
             // Nobody registers the ranges anew while they may have to come back.
             let extents: Vec<_> = gone.iter().map(Entry::extent).collect();
