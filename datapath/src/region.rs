@@ -5,10 +5,11 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod backing;
+mod file;
 pub mod process;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
@@ -25,7 +26,7 @@ pub struct Memory {
     len: usize,
     /// What the engine allocated; unmapped with this value.
     owned: Option<Mapping>,
-    shared: Option<OwnedFd>,
+    shared: Option<file::File>,
     /// Where it was made: allocated memory is not mapped in a child of that.
     process: Process,
 }
@@ -62,6 +63,9 @@ impl Memory {
     /// `len` bytes of zeroed, page-aligned memory with all of its pages, in a form that a peer of this host can map. A child of
     /// this process does not have it: there [`Memory::read`] and [`Memory::write`] fail, and a raw pointer leads nowhere.
     ///
+    /// Each holds a file descriptor. Where memory holds a quarter of those the process may have (RLIMIT_NOFILE), more of it has none,
+    /// and peers of this host copy it through the kernel: few large regions are better than many small ones.
+    ///
     /// # Errors
     /// `InvalidInput` for 0 bytes; `OutOfMemory` where the machine or the control group has no room; otherwise what the
     /// system says.
@@ -80,8 +84,8 @@ impl Memory {
         Ok(Arc::new(Self { base: mapping.base(), len, owned: Some(mapping), shared, process: Process::current() }))
     }
 
-    /// The file behind memory that the engine allocated, for a peer to map. `None` for borrowed memory, and where the
-    /// system has no memfd.
+    /// The file behind memory that the engine allocated, for a peer to map. `None` for borrowed memory, where the
+    /// system has no memfd, and where memory has its share of the descriptors.
     pub fn shared_fd(&self) -> Option<BorrowedFd<'_>> {
         self.shared.as_ref().map(AsFd::as_fd)
     }

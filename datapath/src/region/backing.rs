@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
+use super::file::{File, Place};
 use super::process::Process;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate, memfd_create};
@@ -118,23 +119,28 @@ pub(crate) fn sealed_memfd(name: &str, len: usize) -> io::Result<OwnedFd> {
     Ok(file)
 }
 
-/// Memory that others can map; the anonymous kind where this system has no memfd.
-pub(super) fn allocate(len: usize, node: Option<u16>) -> io::Result<(Mapping, Option<OwnedFd>)> {
+/// Memory that others can map; the anonymous kind where this system has no memfd, or memory its share of the descriptors.
+pub(super) fn allocate(len: usize, node: Option<u16>) -> io::Result<(Mapping, Option<File>)> {
+    let Some(place) = Place::take() else { return anonymous(len, node) };
     match huge_memfd(len, node).map_or_else(|| memfd("moonrail", len, node), Ok) {
         Ok((file, mapping)) => {
             fcntl_add_seals(&file, SIZE_SEALS | SealFlags::SEAL)?;
-            Ok((mapping, Some(file)))
+            Ok((mapping, Some(File::new(file, place))))
         }
         Err(Unavailable::NoMemory(error)) => Err(error),
-        Err(Unavailable::NoMemfd(_)) => {
-            let mapping = Mapping::map(None, len, true)?;
-            mapping.advise(libc::MADV_HUGEPAGE);
-            if let Some(node) = node {
-                mapping.prefer_node(node);
-            }
-            Ok((mapping, None))
-        }
+        Err(Unavailable::NoMemfd(_)) => anonymous(len, node),
     }
+}
+
+fn anonymous(len: usize, node: Option<u16>) -> io::Result<(Mapping, Option<File>)> {
+    check_room(len)?;
+    let mapping = Mapping::map(None, len, true)?;
+    mapping.advise(libc::MADV_HUGEPAGE);
+    if let Some(node) = node {
+        mapping.prefer_node(node);
+    }
+    mapping.populate(0, len);
+    Ok((mapping, None))
 }
 
 enum Unavailable {
@@ -176,14 +182,7 @@ fn huge_memfd(len: usize, node: Option<u16>) -> Option<(OwnedFd, Mapping)> {
 }
 
 fn memfd(name: &str, len: usize, node: Option<u16>) -> Result<(OwnedFd, Mapping), Unavailable> {
-    // Filling a file beyond what is there ends with the out-of-memory killer, not with an error: so it is asked before.
-    if let Some(room) = room().filter(|room| *room < len as u64) {
-        let text = format!(
-            "{len} bytes of memory are not there: {room} are available to this process (/proc/meminfo and memory.max of \
-             its control group); ask for less, or raise the limit"
-        );
-        return Err(Unavailable::NoMemory(io::Error::new(io::ErrorKind::OutOfMemory, text)));
-    }
+    check_room(len).map_err(Unavailable::NoMemory)?;
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let file = memfd_create(name, flags).map_err(|e| Unavailable::NoMemfd(e.into()))?;
     ftruncate(&file, len as u64).map_err(|e| Unavailable::NoMemory(no_room(len, &e.into())))?;
@@ -200,6 +199,16 @@ fn memfd(name: &str, len: usize, node: Option<u16>) -> Result<(OwnedFd, Mapping)
             Err(e) => return Err(Unavailable::NoMemory(no_room(len, &e.into()))),
         }
     }
+}
+
+/// Filling memory beyond what is there ends with the out-of-memory killer, not with an error: so it is asked before.
+fn check_room(len: usize) -> io::Result<()> {
+    let Some(room) = room().filter(|room| *room < len as u64) else { return Ok(()) };
+    let text = format!(
+        "{len} bytes of memory are not there: {room} are available to this process (/proc/meminfo and memory.max of \
+         its control group); ask for less, or raise the limit"
+    );
+    Err(io::Error::new(io::ErrorKind::OutOfMemory, text))
 }
 
 fn no_room(len: usize, source: &io::Error) -> io::Error {

@@ -405,4 +405,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
         edits: &[Edit { file: POST, from: "self.flying.insert(slot);", to: "self.flying.remove(slot);" }],
         catcher: STALL.test("a_silent_queue_pair_is_a_first_error_and_the_other_rail_carries_what_it_had"),
     },
+    Mutant {
+        name: "memory-takes-every-descriptor",
+        without: "memory holds a quarter of the descriptors at the most",
+        edits: &[Edit {
+            file: "datapath/src/region/file.rs",
+            from: "(taken < most).then_some(place)",
+            to: "(taken < u64::MAX || most == 0).then_some(place)",
+        }],
+        catcher: Suite::of("moonrail-datapath", "descriptors")
+            .test("small_regions_take_a_quarter_of_the_descriptors_and_the_rest_works_without"),
+    },
 ];
