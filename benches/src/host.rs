@@ -7,9 +7,7 @@
 //! *same*: the blocks of one batch again and again, so they stay in cache. *fresh*: the next ones of a large memory.
 
 use std::error::Error;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use moonrail::{Engine, Fabric, Level, Memory, Op, Region, Segment, Transfer};
@@ -17,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::bare;
 use crate::record::Found;
+use crate::sockets::{Bare, Polled};
 
 /// Sizes, and how many in a batch.
 const BLOCKS: [(u64, u64); 10] = [
@@ -33,8 +32,10 @@ const BLOCKS: [(u64, u64); 10] = [
 ];
 const MEMORY: u64 = 256 << 20;
 const STUCK: Duration = Duration::from_secs(20);
-/// Socket buffers of the bare program: the best of what was tried on loopback.
-const BUFFER: usize = 4 << 20;
+/// Threads that submit, and the blocks that they have in flight together, each a share: so the memory is as much, and as little of it in
+/// cache, for one as for many.
+const SUBMITTERS: [u64; 4] = [1, 2, 4, 12];
+const BETWEEN_THEM: Load = Load { op: Op::Write, block: 64 << 10, batch: 384, fresh: false };
 
 /// What one case moves.
 #[derive(Clone, Copy)]
@@ -46,7 +47,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    fn bytes(self) -> u64 {
+    pub(crate) fn bytes(self) -> u64 {
         self.block * self.batch
     }
 
@@ -82,9 +83,13 @@ pub(crate) fn run(quick: bool) -> Result<Found, Box<dyn Error>> {
                 }
             }
         }
-        if fabric == Fabric::Shm {
-            cases.extend(small(&mut ours, repetitions, if quick { 200 } else { 20_000 })?);
-        }
+        let mut polled = Polled::new()?;
+        let mut control = |count: u64| match fabric {
+            Fabric::Tcp => Ok(median(&mut polled.round_trips(count)?)),
+            _ => Ok(bare::line_round_trip(count.div_ceil(256) as usize)),
+        };
+        cases.extend(small(fabric, &mut ours, repetitions, if quick { 200 } else { 20_000 }, &mut control)?);
+        cases.extend(submitters(fabric, &ours, repetitions, span)?);
     }
     Ok(Found { unit: "GB/s (10^9), medians of repetitions in turn with the control; p50 in nanoseconds", cases })
 }
@@ -129,12 +134,19 @@ fn case(
     }))
 }
 
-/// One small transfer, submitted and waited for, beside a cache line's round trip; in turn, nanoseconds without the clock's own.
-fn small(ours: &mut dyn Way, repetitions: usize, count: u64) -> Result<Vec<Value>, Box<dyn Error>> {
+/// One small transfer, submitted and waited for, beside the least that there and back can take; in turn, nanoseconds without the clock's
+/// own. Over shared memory that is a cache line to the other processor, over TCP a pair of sockets that never sleep.
+fn small(
+    fabric: Fabric,
+    ours: &mut dyn Way,
+    repetitions: usize,
+    count: u64,
+    control: &mut dyn FnMut(u64) -> Result<f64, Box<dyn Error>>,
+) -> Result<Vec<Value>, Box<dyn Error>> {
     let mut cases = Vec::new();
     for op in [Op::Write, Op::Read] {
         let load = Load { op, block: 64, batch: 1, fresh: false };
-        let (mut halves, mut p99s, mut lines, mut ratios) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut halves, mut p99s, mut least, mut ratios) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for repetition in 0..=repetitions {
             let clock = bare::clock();
             let mut times = Vec::with_capacity(count as usize);
@@ -143,28 +155,92 @@ fn small(ours: &mut dyn Way, repetitions: usize, count: u64) -> Result<Vec<Value
                 ours.once(load, number)?;
                 times.push(from.elapsed().as_nanos() as f64 - clock);
             }
-            let line = bare::line_round_trip(count.div_ceil(256) as usize);
+            let bare = control(count)?;
             if repetition > 0 || repetitions == 1 {
                 let half = median(&mut times);
                 p99s.push(times[times.len() * 99 / 100]);
                 halves.push(half);
-                lines.push(line);
-                ratios.push(half / line);
+                least.push(bare);
+                ratios.push(half / bare);
             }
         }
         let (low, high) = (min(&ratios), max(&ratios));
-        let (p50, p99, line) = (median(&mut halves), median(&mut p99s), median(&mut lines));
+        let (p50, p99, bare) = (median(&mut halves), median(&mut p99s), median(&mut least));
         let (ratio, op) = (median(&mut ratios), if op == Op::Read { "read" } else { "write" });
         println!(
-            "shm  {op:<5} of 64 B, submitted and waited for: p50 {p50:.0} ns, p99 {p99:.0} ns; a cache line there and back {line:.0} ns; \
+            "{fabric:<4} {op:<5} of 64 B, submitted and waited for: p50 {p50:.0} ns, p99 {p99:.0} ns; bare there and back {bare:.0} ns; \
              ratio {ratio:.2} ({low:.2}-{high:.2})"
         );
         cases.push(json!({
-            "fabric": "shm", "op": op, "block": 64, "batch": 1, "what": "latency", "p50_ns": p50, "p99_ns": p99,
-            "line_round_trip_ns": line, "ratio": ratio, "ratio_min": low, "ratio_max": high, "repetitions": ratios.len(),
+            "fabric": fabric.as_str(), "op": op, "block": 64, "batch": 1, "what": "latency", "p50_ns": p50, "p99_ns": p99,
+            "bare_round_trip_ns": bare, "ratio": ratio, "ratio_min": low, "ratio_max": high, "repetitions": ratios.len(),
         }));
     }
     Ok(cases)
+}
+
+/// The same blocks by one thread and by several.
+fn submitters(
+    fabric: Fabric,
+    ours: &Engines,
+    repetitions: usize,
+    span: Duration,
+) -> Result<Vec<Value>, Box<dyn Error>> {
+    let mut cases = Vec::new();
+    for op in [Op::Write, Op::Read] {
+        let load = Load { op, ..BETWEEN_THEM };
+        let (mut rates, mut ratios) = (SUBMITTERS.map(|_| Vec::new()), SUBMITTERS.map(|_| Vec::new()));
+        for repetition in 0..=repetitions {
+            let mut one = None;
+            for (at, threads) in SUBMITTERS.into_iter().enumerate() {
+                let rate = together(ours, load, threads, span)?;
+                let one = *one.get_or_insert(rate);
+                if repetition > 0 || repetitions == 1 {
+                    rates[at].push(rate);
+                    ratios[at].push(rate / one);
+                }
+            }
+        }
+        for ((threads, mut rates), mut ratios) in SUBMITTERS.into_iter().zip(rates).zip(ratios) {
+            let (low, high) = (min(&ratios), max(&ratios));
+            let (rate, ratio) = (median(&mut rates), median(&mut ratios));
+            let (op, batch) = (if op == Op::Read { "read" } else { "write" }, load.batch / threads);
+            println!(
+                "{fabric:<4} {op:<5} {threads:>3} threads, {batch:>3} blocks of {} each: {rate:.2} GB/s, {ratio:.2} of one ({low:.2}-{high:.2})",
+                load.block
+            );
+            cases.push(json!({
+                "fabric": fabric.as_str(), "op": op, "block": load.block, "batch": batch, "what": "submitters", "threads": threads,
+                "gb_per_second": rate, "ratio": ratio, "ratio_min": low, "ratio_max": high, "repetitions": repetitions,
+            }));
+        }
+    }
+    Ok(cases)
+}
+
+/// GB/s of so many threads with a share of the blocks each.
+fn together(ours: &Engines, load: Load, threads: u64, span: Duration) -> Result<f64, Box<dyn Error>> {
+    let share = load.batch / threads;
+    let together = Barrier::new(threads as usize);
+    let submit = |thread: u64| -> Result<f64, String> {
+        let transfers: Vec<Transfer> = (thread * share..(thread + 1) * share)
+            .map(|i| ours.transfer(load.op, i * load.block, load.block))
+            .collect();
+        together.wait();
+        let (began, mut rounds) = (Instant::now(), 0);
+        while began.elapsed() < span || rounds < 3 {
+            let batch = ours.near.submit(&ours.segment, &transfers).map_err(|error| error.to_string())?;
+            batch.wait(STUCK).map_err(|error| error.to_string())?;
+            rounds += 1;
+        }
+        Ok((rounds * share * load.block) as f64 / began.elapsed().as_nanos() as f64)
+    };
+    let submit = &submit;
+    let rates: Result<Vec<f64>, String> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|thread| scope.spawn(move || submit(thread))).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    Ok(rates?.into_iter().sum())
 }
 
 /// Rate in GB/s and median time of a batch in ns.
@@ -237,13 +313,15 @@ impl Engines {
     /// Lists the transfers of batch `number`.
     pub(crate) fn prepare(&mut self, load: Load, number: u64) {
         let start = load.start(number);
-        let transfer = |i: u64| {
-            let at = start + i * load.block;
-            let (local, remote) = (self.region.addr() + at, self.remote + at);
-            Transfer { op: load.op, local, remote, len: load.block }
-        };
         self.transfers.clear();
-        self.transfers.extend((0..load.batch).map(transfer));
+        for i in 0..load.batch {
+            let transfer = self.transfer(load.op, start + i * load.block, load.block);
+            self.transfers.push(transfer);
+        }
+    }
+
+    fn transfer(&self, op: Op, at: u64, len: u64) -> Transfer {
+        Transfer { op, local: self.region.addr() + at, remote: self.remote + at, len }
     }
 
     /// Moves what was listed.
@@ -289,63 +367,6 @@ impl Way for Copy {
     }
 }
 
-/// A bare pair of sockets. Its far end does as the first byte of a batch says.
-struct Bare {
-    stream: TcpStream,
-    buffer: Vec<u8>,
-}
-
-const BARE_WRITE: u8 = 1;
-const BARE_READ: u8 = 2;
-
-impl Bare {
-    fn new() -> Result<Self, Box<dyn Error>> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
-        let stream = TcpStream::connect(listener.local_addr()?)?;
-        let (far, _) = listener.accept()?;
-        for end in [&stream, &far] {
-            end.set_nodelay(true)?;
-            rustix::net::sockopt::set_socket_send_buffer_size(end, BUFFER)?;
-            rustix::net::sockopt::set_socket_recv_buffer_size(end, BUFFER)?;
-        }
-        std::thread::Builder::new().name("bare-far".into()).spawn(move || serve(far))?;
-        Ok(Self { stream, buffer: vec![7; (32 << 20) + 16] })
-    }
-}
-
-/// Until the other end is gone.
-fn serve(mut far: TcpStream) -> Option<()> {
-    let mut buffer = vec![5; 32 << 20];
-    loop {
-        let mut head = [0; 9];
-        far.read_exact(&mut head).ok()?;
-        let len = usize::try_from(u64::from_le_bytes(head[1..].try_into().ok()?)).ok()?;
-        if head[0] == BARE_WRITE {
-            far.read_exact(buffer.get_mut(..len)?).ok()?;
-            far.write_all(&[0; 8]).ok()?;
-        } else {
-            far.write_all(buffer.get(..len)?).ok()?;
-        }
-    }
-}
-
-impl Way for Bare {
-    fn once(&mut self, load: Load, _: u64) -> Result<(), Box<dyn Error>> {
-        let len = load.bytes() as usize;
-        self.buffer[1..9].copy_from_slice(&load.bytes().to_le_bytes());
-        if load.op == Op::Write {
-            self.buffer[0] = BARE_WRITE;
-            self.stream.write_all(&self.buffer[..9 + len])?;
-            self.stream.read_exact(&mut self.buffer[..8])?;
-        } else {
-            self.buffer[0] = BARE_READ;
-            self.stream.write_all(&self.buffer[..9])?;
-            self.stream.read_exact(&mut self.buffer[..len])?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -353,7 +374,7 @@ mod tests {
     #[test]
     fn the_quick_run_measures_every_case() {
         let found = run(true).unwrap();
-        assert_eq!(found.cases.len(), 2 * 2 * BLOCKS.len() * 2 + 2);
+        assert_eq!(found.cases.len(), 2 * 2 * (BLOCKS.len() * 2 + 1 + SUBMITTERS.len()));
         assert!(found.cases.iter().all(|case| case["ratio"].as_f64().unwrap() > 0.0));
     }
 }

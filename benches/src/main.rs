@@ -14,6 +14,7 @@ mod peers;
 mod record;
 mod rig;
 mod scale;
+mod sockets;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -77,8 +77,8 @@ fn host(cases: &[Value]) -> String {
     let mut text = String::from(
         "| over | op | block × batch | data | p50 of a batch | GB/s | control | ratio (min–max) |\n|---|---|---|---|---|---|---|---|\n",
     );
-    let (latencies, rates): (Vec<&Value>, Vec<&Value>) = cases.iter().partition(|case| case["what"] == "latency");
-    for case in rates {
+    let of = |what: &'static str| cases.iter().filter(move |case| word(case, "what") == what);
+    for case in cases.iter().filter(|case| case["what"].is_null()) {
         let _ = writeln!(
             text,
             "| {} | {} | {} | {} | {} | {} | {} | {} |",
@@ -92,15 +92,36 @@ fn host(cases: &[Value]) -> String {
             ratio(case),
         );
     }
-    for case in latencies {
+    for case in of("latency") {
         let _ = write!(
             text,
-            "\nOne {} of 64 bytes over shared memory, submitted and waited for, without the clock's own time: p50 {:.0} ns, p99 {:.0} ns; a cache \
-             line to the other processor and back {:.0} ns in the same run, a ratio of {}.\n",
+            "\nOne {} of 64 bytes over {}, submitted and waited for, without the clock's own time: p50 {:.0} ns, p99 {:.0} ns; {} \
+             {:.0} ns in the same run, a ratio of {}.\n",
             word(case, "op").to_uppercase(),
+            word(case, "fabric"),
             number(case, "p50_ns"),
             number(case, "p99_ns"),
-            number(case, "line_round_trip_ns"),
+            if word(case, "fabric") == "tcp" {
+                "64 bytes there and back between two bare sockets that never sleep"
+            } else {
+                "a cache line to the other processor and back"
+            },
+            number(case, "bare_round_trip_ns"),
+            ratio(case),
+        );
+    }
+    text.push_str(
+        "\n| over | op | threads × batch of 64 KiB | GB/s | of one thread (min–max) |\n|---|---|---|---|---|\n",
+    );
+    for case in of("submitters") {
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} × {} | {} | {} |",
+            word(case, "fabric"),
+            word(case, "op"),
+            case["threads"],
+            case["batch"],
+            rate(number(case, "gb_per_second")),
             ratio(case),
         );
     }
