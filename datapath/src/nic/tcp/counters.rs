@@ -23,9 +23,9 @@ impl Counter {
 pub struct TcpCounters {
     /// Calls of epoll_wait.
     pub waits: Counter,
-    /// Calls of sendmsg, of lanes and of served connections.
+    /// Calls of send or sendmsg, of lanes and of served connections.
     pub sends: Counter,
-    /// Calls of recvmsg, of lanes and of served connections.
+    /// Calls of recv or recvmsg, of lanes and of served connections.
     pub receives: Counter,
     /// Calls of epoll_ctl that changed what a connection waits for.
     pub changes: Counter,

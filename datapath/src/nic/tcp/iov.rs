@@ -15,6 +15,9 @@ use crate::nic::WorkRequest;
 /// Pieces of one call at the most (UIO_MAXIOV).
 pub(super) const PIECES: usize = 1024;
 
+/// Payloads up to this many bytes are copied before they are sent.
+const COPIED: usize = 512;
+
 /// A piece of memory that a system call may read or write.
 #[derive(Clone, Copy)]
 pub(super) struct Span {
@@ -32,6 +35,13 @@ impl Span {
     /// Memory that a peer named, if it lies in what is registered for peers now.
     pub(super) fn registered(ranges: &Ranges, addr: u64, len: u64) -> Option<Self> {
         ranges.holds(addr, len).then_some(Self { addr, len: len as usize })
+    }
+
+    /// Copies what is there; as much as fits.
+    fn get(self, into: &mut [u8]) {
+        let len = into.len().min(self.len);
+        // SAFETY: as in `put`: mapped and readable during this call, and no part of what `into` borrows.
+        unsafe { ptr::copy_nonoverlapping(self.addr as *const u8, into.as_mut_ptr(), len) };
     }
 
     /// Copies `bytes` there; as many as fit.
@@ -92,6 +102,18 @@ impl Io {
         }
     }
 
+    /// Appends registered memory that is to be sent. What is short is copied behind what stands before it: that takes less than one piece
+    /// more of the call.
+    pub(super) fn add_payload(&mut self, span: Span) {
+        if span.len == 0 || span.len > COPIED || !self.has_room(span.len) {
+            return self.add_span(span);
+        }
+        let at = self.add_scratch(span.len);
+        if let Some(place) = self.scratch.get_mut(at..at + span.len) {
+            span.get(place);
+        }
+    }
+
     /// Appends `bytes`, copied; only where [`Io::has_room`].
     pub(super) fn add_bytes(&mut self, bytes: &[u8]) {
         let at = self.add_scratch(bytes.len());
@@ -126,21 +148,32 @@ impl Io {
 
     /// Sends the list without waiting, and empties it, its scratch too. How many bytes went.
     pub(super) fn send(&mut self, to: BorrowedFd<'_>) -> io::Result<usize> {
-        let message = self.message();
-        // SAFETY: `message` names `pieces`, each of which is scratch memory of ours or a span; spans were made in this
-        // poll of the queue, so what they name is still registered, or kept by the Work of its request.
-        let sent =
-            unsafe { libc::sendmsg(to.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
+        const FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        let sent = if let [piece] = self.pieces[..] {
+            // A call without a list of pieces is the shorter one.
+            // SAFETY: the piece is scratch memory of ours or a span; spans were made in this poll of the queue, so what they name is
+            // still registered, or kept by the Work of its request.
+            unsafe { libc::send(to.as_raw_fd(), piece.iov_base, piece.iov_len, FLAGS) }
+        } else {
+            let message = self.message();
+            // SAFETY: `message` names `pieces`, and each of them is as above.
+            unsafe { libc::sendmsg(to.as_raw_fd(), &raw const message, FLAGS) }
+        };
         self.clear();
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
     /// Receives into the list without waiting, and empties it; the scratch stays to be read. 0 is the end of the stream.
     pub(super) fn receive(&mut self, from: BorrowedFd<'_>) -> io::Result<usize> {
-        let mut message = self.message();
-        // SAFETY: as in `send`; each piece may be written: scratch is borrowed mutably, a span is memory that peers or
-        // devices write at any time, never a Rust borrow.
-        let got = unsafe { libc::recvmsg(from.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+        let got = if let [piece] = self.pieces[..] {
+            // SAFETY: as in `send`; the piece may be written: scratch is borrowed mutably, a span is memory that peers or
+            // devices write at any time, never a Rust borrow.
+            unsafe { libc::recv(from.as_raw_fd(), piece.iov_base, piece.iov_len, libc::MSG_DONTWAIT) }
+        } else {
+            let mut message = self.message();
+            // SAFETY: `message` names `pieces`, and each of them is as above.
+            unsafe { libc::recvmsg(from.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) }
+        };
         self.clear();
         usize::try_from(got).map_err(|_| io::Error::last_os_error())
     }

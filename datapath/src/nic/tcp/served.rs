@@ -242,7 +242,7 @@ impl Served {
                 }
                 match piece {
                     Piece::Bytes(bytes, len) => io.add_bytes(&bytes[..usize::from(len)]),
-                    Piece::Memory { addr, len } => io.add_span(Span::registered(ranges, addr, len.min(most))?),
+                    Piece::Memory { addr, len } => io.add_payload(Span::registered(ranges, addr, len.min(most))?),
                 }
             }
             let asked = io.bytes();

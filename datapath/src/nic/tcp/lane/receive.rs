@@ -33,6 +33,11 @@ impl Lane {
         (self.status_len(), data)
     }
 
+    /// Whether a request, or a part of one, is at the peer that has not answered it in full.
+    fn expects_reply(&self) -> bool {
+        self.rx < self.tx + usize::from(self.tx_at > 0)
+    }
+
     /// Receives as much as one call gives: statuses to be looked at, data right into its place.
     pub(super) fn receive(
         &mut self,
@@ -93,7 +98,8 @@ impl Lane {
         } else if !deaf {
             return Stop::Failed(Trouble::Nonsense);
         }
-        if got < asked { Stop::Wait } else { Stop::Done }
+        // Where no more is to come yet, the next call would only say so: what comes all the same is reported.
+        if got < asked || expected && !self.expects_reply() { Stop::Wait } else { Stop::Done }
     }
 
     /// Walks over what was received as [`Lane::receive`] laid it out.

@@ -73,7 +73,7 @@ impl Lane {
                 }
                 let from = skip.saturating_sub(skipped).min(u64::from(request.len));
                 skipped += u64::from(request.len);
-                io.add_span(Span::of_request(request, from, (*left - io.bytes()) as u64));
+                io.add_payload(Span::of_request(request, from, (*left - io.bytes()) as u64));
             }
             skip = 0;
         }
