@@ -5,9 +5,9 @@ mod rig;
 use std::sync::Arc;
 use std::time::Instant;
 
-use moonrail_datapath::core::{Command, CoreEvent, RailSpec, Spread};
+use moonrail_datapath::core::{Command, CoreEvent, Doorbell, RailSpec, Spread};
 use moonrail_datapath::error::{Cause, SliceError};
-use moonrail_datapath::limits::CAP_CEILING;
+use moonrail_datapath::limits::{ACTIVE_WORKS, CAP_CEILING};
 use moonrail_datapath::nic::sim::SimOptions;
 use moonrail_datapath::nic::{Op, WcStatus};
 use moonrail_datapath::region::{Chunk, Region};
@@ -17,8 +17,15 @@ use moonrail_datapath::units::{Nanos, NicId, PeerId, PeerNicId};
 use moonrail_datapath::work::TransferStatus;
 
 use rig::{Rig, bytes, pattern};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 const SECOND: Nanos = Nanos::from_secs(1);
+
+/// Whether a sleeper on it would wake.
+fn is_rung(doorbell: &Doorbell) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(doorbell.fd(), PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
+}
 
 #[test]
 fn bytes_arrive_both_ways_over_four_rails_and_every_rail_carries_some() {
@@ -44,6 +51,33 @@ fn bytes_arrive_both_ways_over_four_rails_and_every_rail_carries_some() {
         assert_eq!(read.transfers()[0].status(), TransferStatus::Done);
         assert_eq!(read.transfers()[0].transferred(), len as u64);
     }
+}
+
+/// Control is not woken for a Work that nobody sleeps for. Asleep for long, it would leave no room for the one that somebody does.
+#[test]
+fn control_is_woken_before_works_that_nobody_waits_for_have_filled_its_ring() {
+    let mut rig = Rig::new(4, 1, 1, SimOptions::default());
+    rig.connect(0, 0, 0, 2);
+    let (local, far) = (Rig::region(&rig.near, 4096), Rig::region(&rig.far, 4096));
+    let remote = rig.remote(&far);
+    assert!(rig.run_until(SECOND, |r| r.peer.routes() == 1));
+    let doorbell = rig.doorbell.clone();
+    doorbell.prepare();
+    let mut finished = 0;
+    while !is_rung(&doorbell) {
+        assert!(finished < ACTIVE_WORKS, "the ring is full, and control sleeps");
+        let work = rig.work(Op::Write, &local, &remote, &[(0, 0, 64)]);
+        rig.submit(&work);
+        while !work.completion().is_done() {
+            rig.now = rig.now.plus(Nanos::from_micros(1));
+            rig.world.advance(rig.now);
+            rig.cores[0].poll_once(rig.now);
+        }
+        finished += 1;
+    }
+    assert!(finished >= ACTIVE_WORKS / 2, "and not for each: after {finished}");
+    doorbell.finish();
+    rig.answer_all();
 }
 
 /// A reader sees what is in flight while it is, and afterwards how long it took: no longer than the whole, and on a path of
@@ -346,10 +380,7 @@ fn the_end_of_a_batch_that_somebody_sleeps_on_is_rung_for_after_it_is_told() {
         rig.doorbell.prepare();
         assert!(rig.outboxes[0].is_empty());
         rig.cores[0].poll_once(rig.now);
-        let rung = {
-            let mut fds = [rustix::event::PollFd::from_borrowed_fd(rig.doorbell.fd(), rustix::event::PollFlags::IN)];
-            rustix::event::poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
-        };
+        let rung = is_rung(&rig.doorbell);
         while let Some(event) = rig.outboxes[0].next() {
             if matches!(event, CoreEvent::Finished(_)) {
                 told += 1;

@@ -295,7 +295,7 @@ impl Core {
         let event = CoreEvent::Wanted { peer: shared.id() };
         seat.wanted_at = Some(now);
         // Asked again later if there is no room; but first errors and queue pairs must have theirs.
-        if self.has_event_room() && self.tell(event) {
+        if self.makes_event_room() && self.tell(event) {
             self.outbox.ring();
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Core;
 use super::port::CoreEvent;
 use super::table::{Line, NONE};
-use crate::limits::{EVENT_RING, EVENTS_OF_RAILS};
+use crate::limits::{ACTIVE_WORKS, EVENT_RING, EVENTS_OF_RAILS};
 use crate::work::Work;
 
 impl Core {
@@ -83,7 +83,7 @@ impl Core {
         if busy || (needed && !entry.finished) {
             return;
         }
-        if !self.has_event_room() {
+        if !self.makes_event_room() {
             self.mark_dirty(seat);
             return;
         }
@@ -124,9 +124,14 @@ impl Core {
         }
     }
 
-    /// Whether the event ring has room for what may wait: finished Works and questions.
-    pub(super) fn has_event_room(&self) -> bool {
-        EVENT_RING - self.outbox.len() > EVENTS_OF_RAILS
+    /// Whether the event ring has room for what may wait: finished Works and questions. Nobody is woken for a Work that nobody waits
+    /// for; so where half of that room is taken control is, or the Work that somebody does wait for finds none.
+    pub(super) fn makes_event_room(&self) -> bool {
+        let told = self.outbox.len();
+        if told >= ACTIVE_WORKS / 2 {
+            self.outbox.ring();
+        }
+        EVENT_RING - told > EVENTS_OF_RAILS
     }
 
     /// Tells control. The ring has room for everything that may not be refused.

@@ -416,4 +416,14 @@ pub(super) const MUTANTS: &[Mutant] = &[
         catcher: Suite::of("moonrail-datapath", "descriptors")
             .test("small_regions_take_a_quarter_of_the_descriptors_and_the_rest_works_without"),
     },
+    Mutant {
+        name: "the-ring-fills-up-in-silence",
+        without: "control is woken when half of the room for finished Works is taken",
+        edits: &[Edit {
+            file: "datapath/src/core/settle.rs",
+            from: "if told >= ACTIVE_WORKS / 2 {",
+            to: "if told > EVENT_RING {",
+        }],
+        catcher: CORE.test("control_is_woken_before_works_that_nobody_waits_for_have_filled_its_ring"),
+    },
 ];
