@@ -9,7 +9,7 @@
 //!                             ▼
 //!            core: chain of work requests, one doorbell (core::post) ──▶ NIC (nic::verbs, nic::sim)
 //!                             │                                             │ completion
-//!            in-flight ring: retire up to the completed one (core::reap) ◀──┘
+//!        requests in flight: retire up to the completed one (core::reap) ◀──┘
 //!               │ done                                        │ error: the first closes the rail's life (core::fault)
 //!               ▼                                             ▼
 //!            transfer outcome, Work's remaining (settle)    back into the return map, for another rail
