@@ -25,8 +25,8 @@ use crate::record::Found;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Threads that look up at once.
 const LOOKERS: usize = 64;
-/// How long engines are watched that nobody uses.
-const IDLE: Duration = Duration::from_secs(5);
+/// How long engines are watched that nobody uses: three times as long as between two renewals of their leases.
+const IDLE: Duration = Duration::from_secs(10);
 /// Bytes of memory of each node.
 const MEMORY: usize = 4096;
 

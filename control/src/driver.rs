@@ -51,8 +51,8 @@ const NAME_THREADS: usize = 2;
 const ALERT_SLEEP: Nanos = Nanos::from_millis(2);
 /// How long after the last event of a core it counts as active.
 const ALERT_FOR: Nanos = Nanos::from_millis(20);
-/// Longest sleep at all: a bound for every wait, whatever was missed. As that of a core.
-const LONGEST_SLEEP: Nanos = Nanos::from_millis(500);
+/// Longest sleep at all: a bound for every wait, whatever was missed.
+const LONGEST_SLEEP: Nanos = Nanos::from_millis(100);
 /// Longest sleep where a device has no descriptor for its events.
 const BLIND_SLEEP: Nanos = Nanos::from_millis(5);
 /// Wait before a watch that ended is begun again.

@@ -368,6 +368,12 @@ impl Control {
         }
     }
 
+    /// Has the control thread look at what cores have left for it, though nobody was to be woken for that: what it drops then is
+    /// memory, and the registration of memory. Any thread.
+    pub fn look(&self) {
+        self.shared.doorbell.ring();
+    }
+
     fn ask(&self, what: &'static str, call: Call, until: Instant) -> Result<Answer, ControlError> {
         self.ask_within(what, call, until.saturating_duration_since(Instant::now()), GRACE)
     }
@@ -386,7 +392,7 @@ impl Control {
         let (reply, answer) = sync_channel(1);
         let questions = self.shared.questions.as_ref().ok_or(ControlError::Gone)?;
         questions.send(Question { call, until, reply }).map_err(|_| ControlError::Gone)?;
-        self.shared.doorbell.ring();
+        self.look();
         answer.recv_timeout(left.saturating_add(grace)).map_err(|error| match error {
             RecvTimeoutError::Disconnected => ControlError::Gone,
             RecvTimeoutError::Timeout => ControlError::Deadline {

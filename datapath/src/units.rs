@@ -325,7 +325,7 @@ impl Nanos {
 }
 
 /// What a completion gives back: the slot of the queue pair on its core, that slot's generation, and the request's
-/// number in the queue pair's ring. After an error only this, the status and the QPN mean anything (ibv_poll_cq(3)).
+/// number on that queue pair. After an error only this, the status and the QPN mean anything (ibv_poll_cq(3)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WrId {
     /// Slot of the queue pair in its core's table.

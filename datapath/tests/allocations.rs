@@ -124,7 +124,7 @@ fn tcp_lanes_and_served_connections_allocate_nothing_once_they_run() {
     }
 }
 
-/// The watch looks at every queue pair; when one has fallen silent its slices go back, and the other rail carries them.
+/// The watch looks at every queue pair with something in flight; when one has fallen silent its slices go back, and the other rail carries them.
 #[test]
 fn a_stall_allocates_and_frees_nothing() {
     let mut rig = Rig::new(12, 2, 1, SimOptions::default());

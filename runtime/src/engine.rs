@@ -219,6 +219,8 @@ pub(crate) struct Shared {
     pub(crate) nics: Vec<OpenNic>,
     /// The one of them that shares memory.
     pub(crate) shm: Option<Arc<dyn Nic>>,
+    /// It was said that memory is no file which peers could map.
+    pub(crate) fileless_told: AtomicBool,
     /// Threads that copy at once.
     pub(crate) lanes: Arc<Lanes>,
     /// What they may copy from and to.
@@ -477,6 +479,14 @@ impl Engine {
         }
         let node = location.strip_prefix("cpu:").and_then(|node| node.parse().ok());
         let memory = Memory::allocate_on(len, node).map_err(|source| RegisterError::Allocate { len, source })?;
+        let shared = &self.shared;
+        if shared.shm.is_some() && memory.shared_fd().is_none() && !shared.fileless_told.swap(true, Ordering::Relaxed) {
+            shared.log.warning(
+                "memory allocated from here on is no file that peers of this host could map: memory holds a quarter of the \
+                 file descriptors (RLIMIT_NOFILE) already, or this system has no memfd. They copy it through the kernel; \
+                 allocate few large regions, or raise `ulimit -n`",
+            );
+        }
         self.register(&memory, location, true)
     }
 

@@ -336,6 +336,8 @@ impl Shared {
         let mut pause = Duration::from_micros(20);
         loop {
             self.live.retire_finished(until);
+            // Works that nobody waited for may be in the rings between cores and control, which is not woken for them.
+            self.control.look();
             if Arc::strong_count(registered) == 1 {
                 return true;
             }

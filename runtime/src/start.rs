@@ -1,7 +1,7 @@
 //! Building an engine, step by step; each step that fails undoes those before.
 
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -108,6 +108,7 @@ pub(crate) fn start(builder: EngineBuilder) -> Result<Engine, BuildError> {
     let lanes = shm.as_ref().and_then(|nic| nic.lanes()).unwrap_or_default();
     let extents = Arc::new(Snapshot::new(lanes.clone(), Extents::default()));
     let shared = Shared {
+        fileless_told: AtomicBool::new(false),
         log,
         control,
         settings,

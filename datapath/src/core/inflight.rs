@@ -129,8 +129,8 @@ impl InFlightList {
                 None => self.front = at,
             }
             self.back = at;
+            self.len += 1;
         }
-        self.len += entries.len() as u32;
     }
 
     /// Takes the oldest request out, if there is one.
@@ -152,6 +152,16 @@ impl InFlightList {
     pub(crate) fn before(&self, sequence: u32) -> Option<u32> {
         let distance = sequence.wrapping_sub(self.first);
         (distance < self.len).then_some(distance)
+    }
+}
+
+#[cfg(test)]
+impl InFlightTable {
+    /// Places that are in use or have been, and those of them that are free.
+    pub(crate) fn places(&self) -> (usize, usize) {
+        let free =
+            std::iter::successors(self.places.get(self.free as usize), |place| self.places.get(place.next as usize));
+        (self.places.len(), free.count())
     }
 }
 

@@ -77,7 +77,7 @@ impl Core {
             self.free_qps.extend(slot);
             let qp = PostHalf { post };
             self.tell(CoreEvent::Drained { key: spec.key, qp, flushed: 0, needs_fence: false });
-            return;
+            return self.outbox.ring();
         };
         let seat = &mut self.qps[usize::from(slot)];
         seat.generation = seat.generation.wrapping_add(1);
@@ -91,7 +91,8 @@ impl Core {
         seat.post = Some(post);
         (seat.unsignaled, seat.unsignaled_bytes, seat.flushed) = (0, 0, 0);
         (seat.needs_fence, seat.proven) = (false, false);
-        (seat.silent, seat.stalled) = (Nanos::ZERO, false);
+        // No request has that number for long: the first look at this tenant hears no silence yet.
+        (seat.silent, seat.front_seen, seat.stalled) = (Nanos::ZERO, u32::MAX, false);
         let entry = &mut self.rails[rail];
         entry.qps[usize::from(entry.qp_count)] = slot;
         entry.qp_count += 1;
@@ -341,6 +342,7 @@ impl Core {
     }
 
     pub(super) fn free_slot(&mut self, slot: usize) {
+        debug_assert!(self.qps[slot].in_flight.is_empty(), "what is posted has an outcome to come");
         let rail = self.qps[slot].rail as usize;
         let entry = &mut self.rails[rail];
         let count = usize::from(entry.qp_count);

@@ -313,7 +313,8 @@ impl Outbox {
         self.events.push(event)
     }
 
-    /// Wakes control. Costs a system call when control sleeps, so it is rung for events that somebody waits for.
+    /// Wakes control. Costs a system call when control sleeps, so it is rung for events that somebody waits for, and
+    /// where many others take up the room.
     pub(crate) fn ring(&self) {
         self.control.ring();
     }

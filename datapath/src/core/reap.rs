@@ -243,6 +243,7 @@ impl Core {
             self.carries(rail as usize, true);
             let key = self.rails[rail as usize].key;
             self.tell(CoreEvent::Proven { key });
+            self.outbox.ring();
         }
     }
 }

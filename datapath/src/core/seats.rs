@@ -11,7 +11,7 @@ pub(crate) struct SeatSet {
     used: u64,
 }
 
-const _: () = assert!(QP_SLOTS <= BITS * BITS, "one word tells of all words");
+const _: () = assert!(QP_SLOTS <= BITS * BITS && QP_SLOTS.is_multiple_of(BITS), "one word tells of all words");
 
 impl SeatSet {
     pub(crate) const EMPTY: Self = Self { words: [0; QP_SLOTS / BITS], used: 0 };

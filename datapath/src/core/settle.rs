@@ -125,7 +125,8 @@ impl Core {
     }
 
     /// Whether the event ring has room for what may wait: finished Works and questions. Nobody is woken for a Work that nobody waits
-    /// for; so where half of that room is taken control is, or the Work that somebody does wait for finds none.
+    /// for; so where as many events as half of that room wait control is, or the Work that somebody does
+    /// wait for finds none.
     pub(super) fn makes_event_room(&self) -> bool {
         let told = self.outbox.len();
         if told >= ACTIVE_WORKS / 2 {

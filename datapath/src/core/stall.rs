@@ -1,8 +1,9 @@
 //! The stall watch: a queue pair that owes completions and gives none, though its device reports no error.
 //!
 //! ```text
-//!   each look of the watch:   its oldest request moved, or nothing is out    ──▶ silent = 0
-//!                             the same request is the oldest                ──▶ silent += time since the last look
+//!   each look of the watch at what has requests out:
+//!                             another request is the oldest ──▶ silent = 0
+//!                             the same one is               ──▶ silent += time since the last look
 //!                                     longer than a cancelled batch may wait ──▶ given up
 //!                                     longer than the device and path explain ──▶ stalled
 //! ```

@@ -3,8 +3,11 @@
 //! A memfd is filled before anybody uses it: a machine or a control group without room says so here, as an error,
 //! and not later as a SIGBUS. Its seals (no shrinking, no growing, no other seals) let a peer trust its size.
 //!
+//! Where memory holds its share of the process's file descriptors ([`super::file`]) it is anonymous: peers copy it through the kernel.
+//!
 //! Fork: the pages stay the parent's. A shared mapping is not copied on write, so a parent that writes keeps the pages its NICs
-//! know; and a child does not have the mapping at all (MADV_DONTFORK), so it cannot write where peers read. Memory that is
+//! know; and a child does not have the mapping at all (MADV_DONTFORK), so it cannot write where peers read, and nothing is there
+//! that a write of the parent to anonymous memory would have to be copied away from. Memory that is
 //! mapped once is advised as a whole, and costs no second mapping.
 
 use std::fs;
@@ -76,7 +79,7 @@ impl Mapping {
     pub(crate) fn populate(&self, offset: usize, len: usize) {
         let len = len.min(self.len.saturating_sub(offset));
         if len > 0 {
-            // SAFETY: inside the mapping, `offset` is page-aligned by the caller; the pages exist, no byte changes.
+            // SAFETY: inside the mapping, `offset` is page-aligned by the caller; pages that do not exist come as zeros, no byte changes.
             unsafe { libc::madvise(self.base.as_ptr().add(offset).cast(), len, libc::MADV_POPULATE_WRITE) };
         }
     }

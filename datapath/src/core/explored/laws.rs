@@ -12,10 +12,11 @@
 use super::device::{Device, lock};
 use super::world::CoreWorld;
 use crate::core::inflight::TRIAL;
-use crate::core::table::{NONE, QpState, RailState};
+use crate::core::table::{NONE, QpSeat, QpState, RailState};
 use crate::error::Cause;
 use crate::limits::{DRAIN_LIMIT, STALL_STEP};
 use crate::nic::Op;
+use crate::units::Nanos;
 use crate::work::TransferStatus;
 
 impl CoreWorld {
@@ -194,6 +195,21 @@ impl CoreWorld {
             if found != (rail.state != RailState::Free) {
                 return Err(format!("rail {seat} is {:?}, and its life leads elsewhere", rail.state));
             }
+        }
+        let alive = core.rails.iter().filter(|rail| rail.state != RailState::Free).count();
+        if core.lives.len() != alive {
+            return Err(format!("{} lives have a seat, and {alive} rails are not free", core.lives.len()));
+        }
+        let (places, free) = core.in_flight.places();
+        let listed: u32 = core.qps.iter().map(|qp| qp.in_flight.len()).sum();
+        if places != free + listed as usize {
+            return Err(format!("{places} places, {free} free, and {listed} requests in flight"));
+        }
+        let waits = |qp: &QpSeat| {
+            matches!(qp.state, QpState::Draining { .. }) || qp.state == QpState::Trial && qp.in_flight.is_empty()
+        };
+        if core.next_turn() == Nanos::FAR && core.qps.iter().any(waits) {
+            return Err("nobody looks at a queue pair that drains or waits for its trial".to_owned());
         }
         Ok(())
     }

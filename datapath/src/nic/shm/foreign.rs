@@ -1,4 +1,5 @@
-//! Memory of a peer that the peer itself only borrowed: no file to map, so the kernel copies (process_vm_readv(2)).
+//! Memory of a peer that is no file to map, borrowed by it or beyond its share of file descriptors: so the kernel copies
+//! (process_vm_readv(2)).
 
 use super::wire::Process;
 use crate::nic::{Op, WcStatus};

@@ -320,7 +320,11 @@ impl Nic for ShmNic {
         if let (Some(pass), Err(why)) = (attachment.enter(), &attachment.foreign)
             && pass.view.has_foreign
         {
-            return Err(DialError::Forbidden { why: format!("it registered memory it did not allocate, and {why}") });
+            return Err(DialError::Forbidden {
+                why: format!(
+                    "it registered memory that is no file (its own, or allocated beyond its share of file descriptors), and {why}"
+                ),
+            });
         }
         let refused = |refused| match refused {
             qp::Refused::Full => DialError::Io {

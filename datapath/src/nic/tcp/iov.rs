@@ -102,8 +102,8 @@ impl Io {
         }
     }
 
-    /// Appends registered memory that is to be sent. What is short is copied behind what stands before it: that takes less than one piece
-    /// more of the call.
+    /// Appends registered memory that is to be sent. What is short is copied into the scratch, behind the header that mostly stands before it: that is
+    /// one piece then, and takes less than two. Memory that its owner unmapped too early ends the process here, and not the connection.
     pub(super) fn add_payload(&mut self, span: Span) {
         if span.len == 0 || span.len > COPIED || !self.has_room(span.len) {
             return self.add_span(span);
