@@ -11,6 +11,7 @@ mod instructions;
 mod null;
 mod page;
 mod peers;
+mod pieces;
 mod record;
 mod rig;
 mod scale;

@@ -4,7 +4,6 @@
 //! Over the [`NullNic`]. The core is turned by hand, as fast as it goes, so that its turns are alone in the figures.
 
 use std::error::Error;
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use moonrail_datapath::core::{
     Command, Core, CoreConfig, CoreCounters, CoreEvent, Doorbell, Inbox, Outbox, RailKey, RailSpec, dispatch,
 };
 use moonrail_datapath::nic::{AdminHalf, Nic, Op};
-use moonrail_datapath::region::{Memory, Region as Registered};
+use moonrail_datapath::region::Region as Registered;
 use moonrail_datapath::slice::{Extent, SliceRule, Slices, tile};
 use moonrail_datapath::transfer::{Peer, RemoteBuffers};
 use moonrail_datapath::units::{CoreId, Gid, Nanos, NicId, PeerId, PeerNicId, RailId, RemoteAddr};
@@ -23,6 +22,7 @@ use serde_json::{Value, json};
 
 use crate::host::median;
 use crate::null::NullNic;
+use crate::pieces::pieces;
 use crate::record::Found;
 use crate::rig;
 
@@ -256,18 +256,9 @@ fn transfers(count: u64, quick: bool, series: &mut Vec<Series>) -> Result<(), Bo
     Ok(())
 }
 
-/// As many pieces of one piece of memory, as an embedder registers his own.
-#[allow(unsafe_code)]
-fn pieces(count: u64) -> Vec<Arc<Memory>> {
-    let whole = NonNull::from(Box::leak(vec![0u8; (count * BLOCK) as usize].into_boxed_slice())).cast::<u8>();
-    // SAFETY: both lie within the allocation, or at its end; it is leaked, so it stays, and nobody has a reference to it.
-    let piece = |n: u64| unsafe { Memory::borrow(whole.add((n * BLOCK) as usize), BLOCK as usize) };
-    (0..count).map(piece).collect()
-}
-
 fn regions(count: u64, series: &mut Vec<Series>) -> Result<(), Box<dyn Error>> {
     let [near, far] = pair("regions")?;
-    let (ours, theirs) = (pieces(count), pieces(count));
+    let (ours, theirs) = (pieces(count, BLOCK as usize), pieces(count, BLOCK as usize));
     let began = Instant::now();
     let near_regions = near.register_many(&ours, "*", true)?;
     note(series, "a region of so many registered in one call", count, began.elapsed().as_nanos() as f64 / count as f64);

@@ -27,6 +27,6 @@ fn small_regions_take_a_quarter_of_the_descriptors_and_the_rest_works_without() 
     drop(sockets);
     // Places that become free are used again.
     memory.clear();
-    memory.extend((0..LIMIT / 4 + 1).map(allocate));
+    memory.extend((0..=LIMIT / 4).map(allocate));
     assert_eq!(files(&memory), LIMIT / 4);
 }

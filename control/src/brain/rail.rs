@@ -16,6 +16,9 @@ use crate::handshake::{OwnEnd, PeerEnd, Progress};
 use crate::repair::{Backoff, MtuTrial};
 use crate::wire::{Frame, Hello, Incarnation};
 
+/// What came of a hello of ours, with its number and the queue pairs that it named.
+type Reply = (Token, OwnEnd, Result<Frame, String>);
+
 /// One (local NIC, peer NIC) pair, for as long as the engine lives.
 pub(super) struct Rail {
     pub(super) id: RailId,
@@ -38,7 +41,7 @@ pub(super) struct Rail {
     /// Our hello that is on its way, if any.
     pub(super) asked: Option<Token>,
     /// A reply to it that came while a job had the queue pairs.
-    pub(super) reply: Option<Box<(Token, OwnEnd, Result<Frame, String>)>>,
+    pub(super) reply: Option<Box<Reply>>,
     /// Newest word of the peer about its end, by its life and count: older ones were long on their way.
     pub(super) heard: Option<(Incarnation, u64)>,
     /// Requests that wait for a job to end.

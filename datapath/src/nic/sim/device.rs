@@ -127,7 +127,7 @@ impl Nic for SimNic {
     }
 
     fn async_fd(&self) -> Option<RawFd> {
-        self.events.as_ref().map(|fd| fd.as_raw_fd())
+        self.events.as_ref().map(AsRawFd::as_raw_fd)
     }
 
     fn next_async_event(&self) -> io::Result<Option<AsyncEvent>> {
