@@ -14,14 +14,13 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use moonrail::{Engine, Level, Region, Segment, Transfer};
 use moonrail_datapath::core::{PollMode, dispatch};
-use moonrail_datapath::nic::{Nic, Op};
-use moonrail_datapath::slice::{Extent, SliceRule, Slices, tile};
-use moonrail_datapath::units::{Gid, Nanos, RemoteAddr};
-use moonrail_datapath::work::{Completion, TransferStatus, Work, WorkParts};
+use moonrail_datapath::nic::Nic;
+use moonrail_datapath::units::Gid;
+use moonrail_datapath::work::TransferStatus;
 
 use crate::null::NullNic;
 use crate::record::{Case, Found};
-use crate::rig::Rig;
+use crate::rig::{Rig, work};
 
 const SEED: u64 = 0x006d_6f6f_6e72_6169;
 const BLOCK: u64 = 4096;
@@ -127,29 +126,9 @@ fn measure(
 /// The core alone: the batch is tiled and dispatched by hand, the waiter spins on the word.
 impl Way for Rig {
     fn once(&self, starts: &[u64]) -> Result<u64, Box<dyn Error>> {
-        let chunk = Extent { addr: self.region.memory().addr(), len: self.region.memory().len() };
-        let near = |addr: u64| (addr.wrapping_sub(chunk.addr) < chunk.len).then_some((0, chunk));
         let from = Instant::now();
-        let mut slices = Slices::with_capacity(starts.len());
-        for (transfer, start) in starts.iter().enumerate() {
-            let remote = RemoteAddr(self.remote.buffers[0].extent.addr + start);
-            let (local, rule) = (chunk.addr + start, SliceRule::default());
-            tile(transfer as u32, local, remote, BLOCK, rule, near, |addr| self.remote.find(addr), &mut slices)?;
-        }
-        let completion = Completion::new(1);
-        let submitted = self.now();
-        let work = Work::new(WorkParts {
-            op: Op::Write,
-            slices,
-            transfers: vec![BLOCK; starts.len()].into(),
-            local: self.region.clone(),
-            remote: self.remote.clone(),
-            submitted,
-            deadline: submitted.plus(Nanos::from_secs(30)),
-            cores: 1,
-            retries: 9,
-            completion: completion.clone(),
-        });
+        let work = work(&self.region, &self.remote, starts, BLOCK, self.now())?;
+        let completion = work.completion();
         if dispatch(Arc::clone(&work), &self.inboxes).is_err() {
             return Err("the core's ring is full".into());
         }

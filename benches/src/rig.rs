@@ -11,13 +11,16 @@ use moonrail_datapath::core::{
     self, Command, Core, CoreConfig, CoreCounters, CoreEvent, Doorbell, Inbox, Outbox, PollMode, RailKey, RailSpec,
 };
 use moonrail_datapath::limits::SQ_DEPTH;
-use moonrail_datapath::nic::{Access, AdminHalf, ConnectedQp, CqHandle, InitAttr, Nic, QpCaps, RtrAttr, RtsAttr};
+use moonrail_datapath::nic::{
+    Access, AdminHalf, CompletionQueue, ConnectedQp, CqHandle, InitAttr, Nic, Op, QpCaps, RtrAttr, RtsAttr,
+};
 use moonrail_datapath::region::{Chunk, ChunkKeys, Memory, Region};
-use moonrail_datapath::slice::Extent;
+use moonrail_datapath::slice::{Extent, SliceRule, Slices, tile};
 use moonrail_datapath::transfer::{Peer, RemoteBuffer, RemoteBuffers, Route};
 use moonrail_datapath::units::{
-    CoreId, Gid, GidIndex, Lid, Mtu, Nanos, NicId, PeerId, PeerNicId, PortNum, RailId, Rkey, RqPsn, SqPsn,
+    CoreId, Gid, GidIndex, Lid, Mtu, Nanos, NicId, PeerId, PeerNicId, PortNum, RailId, RemoteAddr, Rkey, RqPsn, SqPsn,
 };
+use moonrail_datapath::work::{Completion, Work, WorkParts};
 
 use crate::null::NullNic;
 
@@ -46,21 +49,10 @@ impl Rig {
         let peer = Peer::new(PeerId(0), "peer".into());
         let remote = remote(&peer, bytes);
 
-        let doorbell = Arc::new(Doorbell::new()?);
-        let inboxes: Arc<[Arc<Inbox>]> = vec![Inbox::new(CoreId(0))?].into();
-        let outbox = Outbox::new(doorbell);
-        let counters = Arc::new(CoreCounters::default());
-        let config = CoreConfig {
-            id: CoreId(0),
-            inbox: inboxes[0].clone(),
-            outbox: outbox.clone(),
-            cores: inboxes.clone(),
-            nics: vec![(NicId(0), cq)],
-            counters: counters.clone(),
-        };
+        let Lone { core, inboxes, outbox, counters } = lone(cq)?;
         let origin = Instant::now();
         let clock = move || Nanos::from_duration(origin.elapsed());
-        let body = move || drop(core::run(Box::new(Core::new(config)), mode, &clock, &|_| {}));
+        let body = move || drop(core::run(Box::new(core), mode, &clock, &|_| {}));
         let core = std::thread::Builder::new().name("mr-core-0".into()).spawn(body)?;
         let rail_counters = Arc::new(RailCounters::default());
         let key = RailKey { rail: RailId(0), life: 0 };
@@ -95,6 +87,60 @@ impl Rig {
     pub(crate) fn now(&self) -> Nanos {
         Nanos::from_duration(self.origin.elapsed())
     }
+}
+
+/// A core by itself, and what it shares with others.
+pub(crate) struct Lone {
+    pub(crate) core: Core,
+    pub(crate) inboxes: Arc<[Arc<Inbox>]>,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) counters: Arc<CoreCounters>,
+}
+
+/// The only core, with one NIC.
+pub(crate) fn lone(cq: Box<dyn CompletionQueue>) -> Result<Lone, Box<dyn Error>> {
+    let inboxes: Arc<[Arc<Inbox>]> = vec![Inbox::new(CoreId(0))?].into();
+    let outbox = Outbox::new(Arc::new(Doorbell::new()?));
+    let counters = Arc::new(CoreCounters::default());
+    let core = Core::new(CoreConfig {
+        id: CoreId(0),
+        inbox: inboxes[0].clone(),
+        outbox: outbox.clone(),
+        cores: inboxes.clone(),
+        nics: vec![(NicId(0), cq)],
+        counters: counters.clone(),
+    });
+    Ok(Lone { core, inboxes, outbox, counters })
+}
+
+/// WRITEs of `block` bytes from each of `starts` in our memory to the same place in the peer's, submitted at `now`.
+pub(crate) fn work(
+    region: &Arc<Region>,
+    remote: &Arc<RemoteBuffers>,
+    starts: &[u64],
+    block: u64,
+    now: Nanos,
+) -> Result<Arc<Work>, Box<dyn Error>> {
+    let chunk = Extent { addr: region.memory().addr(), len: region.memory().len() };
+    let near = |addr: u64| (addr.wrapping_sub(chunk.addr) < chunk.len).then_some((0, chunk));
+    let mut slices = Slices::with_capacity(starts.len());
+    for (transfer, start) in starts.iter().enumerate() {
+        let far = RemoteAddr(remote.buffers[0].extent.addr + start);
+        let (local, rule) = (chunk.addr + start, SliceRule::default());
+        tile(transfer as u32, local, far, block, rule, near, |addr| remote.find(addr), &mut slices)?;
+    }
+    Ok(Work::new(WorkParts {
+        op: Op::Write,
+        slices,
+        transfers: vec![block; starts.len()].into(),
+        local: region.clone(),
+        remote: remote.clone(),
+        submitted: now,
+        deadline: now.plus(Nanos::from_secs(30)),
+        cores: 1,
+        retries: 9,
+        completion: Completion::new(1),
+    }))
 }
 
 /// A queue pair of `nic` that is ready to send, to itself.

@@ -9,15 +9,11 @@ use std::time::{Duration, Instant};
 
 use moonrail::{Engine, Level, Region, Transfer};
 use moonrail_datapath::core::counters::RailCounters;
-use moonrail_datapath::core::{
-    Command, Core, CoreConfig, CoreCounters, CoreEvent, Doorbell, Inbox, Outbox, RailKey, RailSpec, dispatch,
-};
-use moonrail_datapath::nic::{AdminHalf, Nic, Op};
+use moonrail_datapath::core::{Command, Core, CoreEvent, Inbox, Outbox, RailKey, RailSpec, dispatch};
+use moonrail_datapath::nic::{AdminHalf, Nic};
 use moonrail_datapath::region::Region as Registered;
-use moonrail_datapath::slice::{Extent, SliceRule, Slices, tile};
 use moonrail_datapath::transfer::{Peer, RemoteBuffers};
-use moonrail_datapath::units::{CoreId, Gid, Nanos, NicId, PeerId, PeerNicId, RailId, RemoteAddr};
-use moonrail_datapath::work::{Completion, Work, WorkParts};
+use moonrail_datapath::units::{Gid, Nanos, NicId, PeerId, PeerNicId, RailId};
 use serde_json::{Value, json};
 
 use crate::host::median;
@@ -105,16 +101,7 @@ impl Turned {
     fn new(rails: u64, series: &mut Vec<Series>) -> Result<Self, Box<dyn Error>> {
         let nic: Arc<dyn Nic> = NullNic::new("null0", rig::GID);
         let (cq, handle) = nic.create_cq(4096)?;
-        let inboxes: Arc<[Arc<Inbox>]> = vec![Inbox::new(CoreId(0))?].into();
-        let outbox = Outbox::new(Arc::new(Doorbell::new()?));
-        let core = Core::new(CoreConfig {
-            id: CoreId(0),
-            inbox: inboxes[0].clone(),
-            outbox: outbox.clone(),
-            cores: inboxes.clone(),
-            nics: vec![(NicId(0), cq)],
-            counters: Arc::new(CoreCounters::default()),
-        });
+        let rig::Lone { core, inboxes, outbox, .. } = rig::lone(cq)?;
         let bytes = (BATCH * BLOCK) as usize;
         let region = rig::region(nic.as_ref(), bytes)?;
         let (mut peers, mut admins) = (Vec::new(), Vec::new());
@@ -161,32 +148,12 @@ impl Turned {
 
     /// A batch to one peer, until it is over.
     fn batch(&mut self, peer: usize) -> Result<(), Box<dyn Error>> {
-        let remote = self.peers[peer].clone();
-        let chunk = Extent { addr: self.region.memory().addr(), len: self.region.memory().len() };
-        let near = |addr: u64| (addr.wrapping_sub(chunk.addr) < chunk.len).then_some((0, chunk));
-        let mut slices = Slices::with_capacity(BATCH as usize);
-        for transfer in 0..BATCH {
-            let far = RemoteAddr(remote.buffers[0].extent.addr + transfer * BLOCK);
-            let (local, rule) = (chunk.addr + transfer * BLOCK, SliceRule::default());
-            tile(transfer as u32, local, far, BLOCK, rule, near, |addr| remote.find(addr), &mut slices)?;
-        }
-        let completion = Completion::new(1);
-        let work = Work::new(WorkParts {
-            op: Op::Write,
-            slices,
-            transfers: vec![BLOCK; BATCH as usize].into(),
-            local: self.region.clone(),
-            remote,
-            submitted: self.now,
-            deadline: self.now.plus(Nanos::from_secs(30)),
-            cores: 1,
-            retries: 9,
-            completion: completion.clone(),
-        });
-        dispatch(work, &self.inboxes).map_err(|_| "the core's ring is full")?;
+        let starts: [u64; BATCH as usize] = std::array::from_fn(|n| n as u64 * BLOCK);
+        let work = rig::work(&self.region, &self.peers[peer], &starts, BLOCK, self.now)?;
+        dispatch(work.clone(), &self.inboxes).map_err(|_| "the core's ring is full")?;
         for _ in 0..1000 {
             self.turn();
-            if completion.is_done() {
+            if work.completion().is_done() {
                 return Ok(());
             }
         }
@@ -289,4 +256,15 @@ fn regions(count: u64, series: &mut Vec<Series>) -> Result<(), Box<dyn Error>> {
     near.unregister_many(&near_regions)?;
     note(series, "a region of so many taken back in one call", count, began.elapsed().as_nanos() as f64 / count as f64);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_quick_run_measures_every_case() {
+        let found = super::run(true).unwrap();
+        // Five things of rails, two of transfers and five of regions, with 1 and with 16.
+        assert_eq!(found.cases.len(), 2 * (5 + 2 + 5));
+        assert!(found.cases.iter().all(|case| case["ns"].as_f64().unwrap() > 0.0));
+    }
 }
